@@ -1,0 +1,225 @@
+"""The command line: a parser, a validated record, one dispatch.
+
+Nothing heavy is imported here: each command imports what it runs.  The man
+page and the shells' completions are made from `build_parser`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from rfaas import __version__
+
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+
+# Flags that stand for a configuration key: (flag, key, metavar, help).
+LEASE_FLAGS = (
+    ("--cores", "lease.cores", "N", "cores to lease, one lane each"),
+    ("--memory", "lease.memory", "SIZE", "memory to lease, such as 2GiB"),
+    ("--isolation", "lease.isolation", "LEVEL", "isolation of the worker"),
+    ("--slots", "lane.slots", "N", "calls that a lane holds at once"),
+    ("--slot-bytes", "lane.slot_bytes", "SIZE", "largest input and output of a call"),
+    ("--hot-timeout-ms", "lane.hot_timeout_ms", "MS", "spin so long after a call; -1: for ever"),
+    ("--timeout", "client.call_timeout_s", "S", "deadline of each call in seconds; 0: none"),
+)
+CLIENT_FLAGS = (
+    ("--resource-manager", "client.resource_manager", "ADDRESS", "ask the manager at this address"),
+    ("--executor", "client.executor", "ADDRESS", "ask this executor; 'private': start one"),
+)
+SERVE_FLAGS = (
+    ("--address", "", "ADDRESS", "listen here, such as unix:/run/rfaas/executor.sock"),
+    ("--name", "executor.name", "NAME", "the node's name"),
+    ("--node-cores", "executor.cores", "N", "cores to lend; 'all'"),
+    ("--node-memory", "executor.memory", "SIZE", "memory to lend; 'all'"),
+    ("--resource-manager", "executor.resource_manager", "ADDRESS", "join it; 'none': grant alone"),
+    ("--store", "resource_manager.store", "FILE", "the resource manager's database"),
+)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all subcommands."""
+    parser = argparse.ArgumentParser(
+        prog="rfaas",
+        description="Functions as a service at the speed of RDMA: lease cores on other nodes "
+        "and call functions there by writing into a worker's memory.",
+        epilog="Exit status: 0 done; 2 wrong usage; 65 the library or its input is wrong; "
+        "69 a peer is not there or gone; 70 the function failed; 71 the system refused; "
+        "75 no cores now; 76 a peer broke the protocol; 78 wrong configuration; "
+        "124 deadline passed; 130 interrupted.",
+    )
+    parser.add_argument("--version", action="version", version=f"rfaas {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    _add_serve(commands)
+    _add_call(commands)
+    for name, about in (
+        ("nodes", "list the nodes and their free cores"),
+        ("leases", "list the leases"),
+        ("status", "say how the resource manager is"),
+    ):
+        command = commands.add_parser(name, help=about, description=about.capitalize() + ".")
+        command.add_argument("--json", action="store_true", help="print JSON, one object a line")
+        if name == "leases":
+            command.add_argument("--all", action="store_true", help="also those that ended lately")
+        _add_common(command, CLIENT_FLAGS)
+    _add_bench(commands)
+    demo = commands.add_parser(
+        "demo",
+        help="show the whole path on this machine",
+        description="Start a resource manager and an executor, lease a core, call functions, "
+        "show how long each took, and leave nothing behind.",
+    )
+    demo.add_argument("--output", default="demo-output", metavar="DIR", help="where pictures go")
+    _add_common(demo, ())
+    _add_config(commands)
+    return parser
+
+
+def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    serve = commands.add_parser(
+        "serve",
+        help="take on a role on this node",
+        description="Take on a role until interrupted: resource-manager (one per cluster), "
+        "executor (one per node), or all (both, for one machine).",
+    )
+    serve.add_argument(
+        "--role", required=True, choices=("resource-manager", "executor", "all"), help="the role"
+    )
+    serve.add_argument("--private-fd", type=int, default=-1, help=argparse.SUPPRESS)
+    _add_common(serve, SERVE_FLAGS)
+
+
+def _add_call(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    call = commands.add_parser(
+        "call",
+        help="call a function of a library",
+        description="Lease a core, send LIBRARY, call FUNCTION on INPUT, write the result. With "
+        "no resource manager running, a private executor is started and taken away again.",
+    )
+    call.add_argument("library", metavar="LIBRARY", help="a shared object (functions/rfaas.h)")
+    call.add_argument("function", metavar="FUNCTION", help="a function that it exports")
+    call.add_argument(
+        "input", metavar="INPUT", nargs="?", default=None, help="a file; '-': standard input"
+    )
+    call.add_argument("-o", "--output", metavar="FILE", help="write the result here, not to stdout")
+    call.add_argument("--repeat", type=int, default=1, metavar="N", help="call N times")
+    call.add_argument("--stats", action="store_true", help="say on stderr how long it took")
+    _add_common(call, (*CLIENT_FLAGS, *LEASE_FLAGS))
+
+
+def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    bench = commands.add_parser(
+        "bench",
+        help="measure invocations",
+        description="Measure on the configured cluster, or on a private executor. What each "
+        "figure means is in docs/benchmarks.md.",
+    )
+    bench.add_argument(
+        "what", choices=("hot", "warm", "cold", "throughput", "payload"), help="what to measure"
+    )
+    bench.add_argument("--json", action="store_true", help="print one JSON object")
+    bench.add_argument("--size", type=int, default=64, metavar="BYTES", help="payload (64)")
+    bench.add_argument("--calls", type=int, default=0, metavar="N", help="how many calls")
+    bench.add_argument("--inflight", type=int, default=16, metavar="N", help="calls at once (16)")
+    bench.add_argument("--client-cpu", type=int, default=-1, metavar="CPU", help="pin the client")
+    _add_common(bench, (*CLIENT_FLAGS, *LEASE_FLAGS))
+
+
+def _add_config(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    config = commands.add_parser(
+        "config",
+        help="show or check the configuration",
+        description="show: each value and where it came from; check: whether it is valid; "
+        "default: a file with every key, its unit and its reason.",
+    )
+    config.add_argument("what", choices=("show", "check", "default"), help="what to do")
+    _add_common(config, ())
+
+
+def _add_common(
+    parser: argparse.ArgumentParser, flags: Sequence[tuple[str, str, str, str]]
+) -> None:
+    for flag, key, metavar, about in flags:
+        parser.add_argument(flag, dest=key or "address", metavar=metavar, help=about)
+    parser.add_argument("--config", metavar="FILE", help="configuration file (TOML)")
+    parser.add_argument("--log-level", dest="log.level", metavar="LEVEL", help="debug, info, ...")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="set any configuration key, such as lane.slots=32",
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns its exit status."""
+    options = build_parser().parse_args(arguments)
+    try:
+        return _dispatch(options)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has gone; what is left of it must not fail at exit, too.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 141  # 128 + SIGPIPE
+    except Exception as error:
+        from rfaas.errors import RfaasError
+
+        if not isinstance(error, RfaasError):
+            raise
+        print(f"rfaas: {error}", file=sys.stderr)
+        return error.exit_status
+
+
+def _dispatch(options: argparse.Namespace) -> int:
+    from rfaas import config
+
+    loaded = config.load(options.config, overrides=_overrides(options))
+    match options.command:
+        case "serve":
+            from rfaas import serve
+
+            return serve.run(loaded.config, options.role, options.private_fd)
+        case "bench":
+            from rfaas.bench import command
+
+            return command.run(loaded.config, options)
+        case "demo":
+            from rfaas.bench import demo
+
+            return demo.run(loaded.config, options.output)
+        case "config":
+            from rfaas import config_text
+
+            if options.what == "show":
+                print(config_text.show(loaded))
+            elif options.what == "default":
+                print(config_text.default_text(), end="")
+            return 0
+    from rfaas.roles import client
+
+    return client.run(loaded.config, options)
+
+
+def _overrides(options: argparse.Namespace) -> dict[str, object]:
+    """The configuration keys that flags set."""
+    from rfaas.errors import UsageError
+
+    found = {key: value for key, value in vars(options).items() if "." in key and value is not None}
+    for pair in options.set:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise UsageError(f"--set takes KEY=VALUE, not {pair!r}")
+        found[key] = value
+    address = getattr(options, "address", None)
+    if address is not None:
+        if options.role == "all":
+            raise UsageError(
+                "--address is for one role",
+                hint="use --set executor.address=... and --set resource_manager.address=...",
+            )
+        found[f"{options.role.replace('-', '_')}.address"] = address
+    return found

@@ -1,0 +1,307 @@
+"""A lease: cores of one node that run a library's functions.
+
+The calls are in `native/_calls.pyx`; here is what surrounds them: the link to
+the node's executor, starting a worker (again, after one died), deadlines,
+renewal, and finding out why nothing comes back any more.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from rfaas.client.library import Library
+from rfaas.control.link import Link
+from rfaas.errors import (
+    ClosedError,
+    DeadlineExceededError,
+    LeaseEndedError,
+    PeerLostError,
+    ProtocolError,
+    RfaasError,
+    UnavailableError,
+    WorkerCrashedError,
+)
+from rfaas.native._calls import Call, Lanes
+from rfaas.native._window import Lane
+from rfaas.proto import wire
+from rfaas.proto.messages import (
+    Functions,
+    LeaseEnded,
+    LeaseGranted,
+    ListFunctions,
+    OpenLease,
+    ReleaseLease,
+    RenewLease,
+    StartWorker,
+    StopWorker,
+    WorkerExited,
+    WorkerStarted,
+)
+from rfaas.transport import ring
+
+if TYPE_CHECKING:
+    from rfaas.client.session import Session
+
+START_TIMEOUT_S = 3660.0  # above executor.load_timeout_s, which is the one that counts
+NOTICE_TIMEOUT_S = 2.0  # between a ring that ended and the notice that says why
+
+
+class Lease(Lanes):
+    """See the module's docstring; made by `Session.lease`, calls as of `Lanes`.
+
+    A function that crashes its worker fails the calls that were in flight there; the
+    next call starts a new worker.  Usable from several threads.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        library: Library,
+        *,
+        slots: int,
+        slot_bytes: int,
+        hot_timeout_ms: int,
+        spin_us: int,
+        call_timeout_s: float,
+    ) -> None:
+        super().__init__(spin_us, call_timeout_s)
+        self.id = ""
+        self.node = ""
+        self.isolation = ""
+        self.cpus: tuple[int, ...] = ()
+        self.steps_ns: dict[str, int] = {}
+        self._session = session
+        self._library = library
+        self._slots = slots
+        self._slot_bytes = wire.slot_bytes_for(slot_bytes)
+        self._hot_timeout_ms = hot_timeout_ms
+        self._link: Link | None = None
+        self._worker = 0
+        self._ended: RfaasError | None = None
+        self._watched: list[Call] = []
+        self._watcher: threading.Thread | None = None
+        self._lock = threading.RLock()
+
+    def open(self, granted: LeaseGranted) -> None:
+        """Show the token to the node and start a worker there."""
+        self.id = granted.lease
+        self.node = granted.node
+        self.isolation = granted.isolation
+        start = time.monotonic_ns()
+        self._link = self._session.link_to(granted.address)
+        self._link.request(OpenLease(token=granted.token))
+        self.steps_ns["connect"] = time.monotonic_ns() - start
+        self._start_worker()
+
+    def renew(self) -> None:
+        """Extend the lease by its duration from now on; the session does it by itself.
+
+        Raises:
+            LeaseEndedError: it is over.
+            PeerLostError: the resource manager or the node is gone.
+        """
+        if self._link is None or self._ended is not None:
+            return
+        duration_s = self._session.config.client.lease_duration_s
+        granted = self._session.link.request(RenewLease(lease=self.id, duration_s=duration_s))
+        if isinstance(granted, LeaseGranted):
+            self._link.request(OpenLease(token=granted.token))
+
+    def close(self) -> None:
+        """Release the lease; returns when its worker is gone.  Can be called twice.
+
+        Calls in flight fail; results that were returned stay valid.
+        """
+        with self._lock:
+            link, self._link = self._link, None
+            over, self._ended = self._ended, self._ended or ClosedError("the lease was released")
+            self._fail(self._ended)
+        watcher = self._watcher
+        if watcher is not None and watcher is not threading.current_thread():
+            watcher.join()
+        if link is not None:
+            try:
+                link.request(ReleaseLease(lease=self.id))
+            except RfaasError:
+                pass  # the node ends the lease with the link, at the latest
+            link.close()
+        if self.id and not isinstance(over, PeerLostError):
+            try:
+                self._session.link.request(ReleaseLease(lease=self.id))
+            except RfaasError:
+                pass  # so does the resource manager
+
+    def __enter__(self) -> Lease:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "over" if self._ended else "live"
+        return f"<rfaas.Lease {self.id[:8]} on {self.node}, {len(self._lanes)} lanes, {state}>"
+
+    # Starting a worker
+
+    def _start_worker(self) -> None:
+        link = self._live_link()
+        request = StartWorker(
+            lease=self.id,
+            sha256=self._library.sha256,
+            slots=self._slots,
+            slot_bytes=self._slot_bytes,
+            hot_timeout_ms=self._hot_timeout_ms,
+        )
+        start = time.monotonic_ns()
+        try:
+            started = link.request(request, timeout_s=START_TIMEOUT_S)
+        except UnavailableError:
+            self._library.send(link, self.id)
+            self.steps_ns["send_library"] = time.monotonic_ns() - start
+            started = link.request(request, timeout_s=START_TIMEOUT_S)
+        if not isinstance(started, WorkerStarted):
+            raise ProtocolError(f"{link.peer} answered {type(started).__name__} to StartWorker")
+        started_at = time.monotonic_ns()
+        fds = link.take_fds()
+        try:
+            if len(fds) != 1 or not ring.is_sealed(fds[0]):
+                raise ProtocolError(f"{link.peer} sent no sealed rings")
+            stride = wire.ring_bytes(started.slots, started.slot_bytes)
+            lanes = [Lane(fds[0], lane * stride) for lane in range(started.lanes)]
+        finally:
+            for fd in fds:
+                os.close(fd)
+        self._worker = started.worker
+        self.cpus = started.cpus
+        self._install(lanes, self._table(link, started))
+        self.steps_ns["start_worker"] = started_at - start
+        self.steps_ns["map_rings"] = time.monotonic_ns() - started_at
+        self.steps_ns.update({f"worker.{step}": ns for step, ns in started.steps_ns.items()})
+
+    def _table(self, link: Link, started: WorkerStarted) -> list[str]:
+        names, more = list(started.functions), started.more
+        while more:
+            page = link.request(ListFunctions(lease=self.id, start=len(names)))
+            if not isinstance(page, Functions) or not page.functions:
+                raise ProtocolError(f"{link.peer} does not tell its table of functions")
+            names += page.functions
+            more = page.more
+        return names
+
+    def _live_link(self) -> Link:
+        if self._ended is not None:
+            raise type(self._ended)(self._ended.text, hint=self._ended.hint)
+        if self._link is None:
+            raise ClosedError("the lease was never opened")
+        return self._link
+
+    # Hooks of Lanes
+
+    def _revive(self) -> None:
+        """A call finds no lane: start a worker, unless the lease is over."""
+        with self._lock:
+            if not self._lanes:
+                self._start_worker()
+
+    def _check(self, lane: Lane) -> None:
+        """A call takes long: has the executor said anything, is it there at all?"""
+        self._listen(0.0)
+
+    def _lost(self, lane: Lane) -> None:
+        """The ring has ended: find out why."""
+        deadline = time.monotonic() + NOTICE_TIMEOUT_S
+        while lane.failure is None and time.monotonic() < deadline:
+            self._listen(NOTICE_TIMEOUT_S)
+        if lane.failure is None:
+            self._fail(WorkerCrashedError("the worker is gone and its executor does not say why"))
+            lane.failure = lane.failure or self._ended
+
+    def _late(self, lane: Lane, name: str, timeout_s: float) -> None:
+        """A call is past its deadline: it ends only with its worker."""
+        text = f"a call of {name} did not return within {timeout_s:g} s"
+        with self._lock:
+            self._fail(WorkerCrashedError(f"the worker was stopped: {text}"))
+            try:
+                self._live_link().request(StopWorker(lease=self.id, reason=text))
+            except PeerLostError as error:
+                self._end(error)
+        raise DeadlineExceededError(
+            f"{text}; its worker was stopped",
+            hint="the next call starts a new worker; raise timeout if the function needs longer",
+        )
+
+    def _call_back(self, callback: Callable[[Call], object], call: Call) -> None:
+        """As concurrent.futures does: what a callback raises is logged and forgotten."""
+        try:
+            callback(call)
+        except Exception:
+            import logging
+
+            logging.getLogger("rfaas.client").exception("a callback of %s failed", call.function)
+
+    def _watch(self, call: Call) -> None:
+        """Have somebody wait for a call that has a callback."""
+        with self._lock:
+            self._watched.append(call)
+            if self._watcher is None:
+                self._watcher = threading.Thread(
+                    target=self._wait_for_watched, name="rfaas-callbacks", daemon=True
+                )
+                self._watcher.start()
+
+    def _wait_for_watched(self) -> None:
+        while True:
+            with self._lock:
+                if not self._watched:
+                    self._watcher = None
+                    return
+                call = self._watched.pop(0)
+            try:
+                call.exception()
+            except RfaasError:
+                pass  # it is the call's own, and its callbacks have seen it
+
+    # Links and ends
+
+    def _listen(self, wait_s: float) -> None:
+        """Take in what the executor has said without being asked."""
+        link = self._link
+        if link is None:
+            return
+        try:
+            link.poll(wait_s)
+        except PeerLostError as error:
+            self._end(PeerLostError(f"the executor of node {self.node} is gone: {error.text}"))
+        except ProtocolError as error:
+            self._end(error)
+        while link.notices:
+            match link.notices.popleft():
+                case WorkerExited() as notice if notice.worker == self._worker:
+                    self._fail(WorkerCrashedError(notice.text))
+                case LeaseEnded() as notice if notice.lease == self.id:
+                    self._end(LeaseEndedError(f"lease {self.id[:8]} is over: {notice.cause}"))
+
+    def _end(self, error: RfaasError) -> None:
+        """The lease is over: nothing can be called any more."""
+        self._ended = self._ended or error
+        self._fail(error)
+
+    def _fail(self, error: RfaasError) -> None:
+        """The worker is gone: fail what is in flight there."""
+        for lane in self._lanes:
+            lane.poll()
+            lane.failure = lane.failure or error
+        self._install([], self.functions)
+
+
+__all__ = ["Call", "Lease"]

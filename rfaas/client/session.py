@@ -1,0 +1,246 @@
+"""A session: a client's connection to a cluster, or to an executor of its own.
+
+    session.lease(...)    ask the resource manager (or an executor) for cores,
+                          show the token to the node, send the library, start a worker
+    keeper thread         renews leases while the session lives; nothing else needs it
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+import weakref
+from collections.abc import Mapping
+from types import TracebackType
+
+from rfaas.client.lease import Lease
+from rfaas.client.library import Library
+from rfaas.config import Config, load
+from rfaas.control import link as links
+from rfaas.control.link import Link
+from rfaas.errors import ClosedError, ProtocolError, RfaasError, UnavailableError
+from rfaas.launch.local import PrivateExecutor
+from rfaas.proto.messages import (
+    PROTOCOL_VERSION,
+    AdoptLink,
+    GetStatus,
+    Hello,
+    LeaseGranted,
+    LeaseReport,
+    Leases,
+    ListLeases,
+    ListNodes,
+    NodeReport,
+    Nodes,
+    RequestLease,
+    StatusReport,
+)
+from rfaas.units import parse_bytes
+
+RENEWALS_PER_LEASE = 3  # a lease is renewed when a third of its time has passed
+
+
+def connect(
+    config: str | None = None, *, overrides: Mapping[str, object] | None = None
+) -> Session:
+    """Connect to the configured cluster, or start a private executor.
+
+    Args:
+        config: path of a configuration file; None: where `rfaas.config.load` looks.
+        overrides: configuration keys that win over all others, such as
+            `{"client.executor": "none"}`.
+
+    Without `client.resource_manager` and `client.executor` in the configuration, the
+    resource manager at the default address is used if somebody answers there, and a
+    private executor if nobody does.  `client.executor = "private"` asks for one.
+
+    Raises:
+        ConfigError: the configuration is wrong.
+        UnavailableError: what is configured does not answer.
+    """
+    return Session(load(config, overrides=overrides or {}).config)
+
+
+class Session:
+    """See the module's docstring.  Thread-safe; `close` it, or use it in `with`."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self._hello = Hello(version=PROTOCOL_VERSION, role="client", name=config.client.name)
+        self._lock = threading.Lock()
+        self._leases: weakref.WeakSet[Lease] = weakref.WeakSet()
+        self._private: PrivateExecutor | None = None
+        self._keeper: threading.Thread | None = None
+        self._closed = threading.Event()
+        self.link, self.where = self._connect()
+
+    def _connect(self) -> tuple[Link, str]:
+        """The link to whoever grants leases, and its address."""
+        client = self.config.client
+        if client.executor and client.executor != "private":
+            return links.connect(client.executor, self._hello), client.executor
+        if not client.executor:
+            address = client.resource_manager or self.config.resource_manager.address
+            try:
+                return links.connect(address, self._hello), address
+            except UnavailableError as error:
+                if client.resource_manager:
+                    raise UnavailableError(
+                        f"no resource manager: {error.text}",
+                        hint="start one with: rfaas serve --role resource-manager",
+                    ) from None
+        self._private = PrivateExecutor()
+        try:
+            return links.greet(
+                self._private.link_socket, "the private executor", self._hello
+            ), "private"
+        except BaseException:
+            self._private.close()
+            raise
+
+    def lease(
+        self,
+        cores: int | None = None,
+        library: str | os.PathLike[str] | bytes = "",
+        *,
+        memory: int | str | None = None,
+        isolation: str | None = None,
+        slots: int | None = None,
+        slot_bytes: int | str | None = None,
+        hot_timeout_ms: int | None = None,
+        call_timeout_s: float | None = None,
+    ) -> Lease:
+        """Lease cores of one node and start a worker on them with `library`.
+
+        Args:
+            cores: one lane each; None: `lease.cores` of the configuration, and so below.
+            library: path of a shared object, or its bytes.
+            memory: bytes that the worker may use, or text such as "2GiB".
+            slots: calls that a lane can hold at once.
+            slot_bytes: the largest input, and output, of a call.
+            hot_timeout_ms: milliseconds that a lane spins after a call before it
+                sleeps; -1: for ever, 0: not at all.
+            call_timeout_s: deadline of calls that name none; 0: none.
+
+        Raises:
+            LibraryError: no such library, or the node cannot load it.
+            CapacityError: no node has that much, or not now.
+            UsageError, WorldError: see `rfaas.errors`.
+        """
+        if self._closed.is_set():
+            raise ClosedError("the session is closed")
+        defaults, lane = self.config.lease, self.config.lane
+        wanted = RequestLease(
+            client=self.config.client.name,
+            cores=defaults.cores if cores is None else cores,
+            memory_bytes=defaults.memory if memory is None else as_bytes(memory),
+            duration_s=self.config.client.lease_duration_s,
+            isolation=isolation or defaults.isolation,
+        )
+        lease = Lease(
+            self,
+            Library.read(library),
+            slots=lane.slots if slots is None else slots,
+            slot_bytes=lane.slot_bytes if slot_bytes is None else as_bytes(slot_bytes),
+            hot_timeout_ms=lane.hot_timeout_ms if hot_timeout_ms is None else hot_timeout_ms,
+            spin_us=self.config.client.spin_us,
+            call_timeout_s=self.config.client.call_timeout_s
+            if call_timeout_s is None
+            else call_timeout_s,
+        )
+        granted = self.link.request(wanted)
+        if not isinstance(granted, LeaseGranted):
+            raise ProtocolError(f"{self.link.peer} answered {type(granted).__name__} to a request")
+        try:
+            lease.open(granted)
+        except BaseException:
+            lease.close()
+            raise
+        with self._lock:
+            self._leases.add(lease)
+            if self._keeper is None:
+                self._keeper = threading.Thread(
+                    target=self._keep, name="rfaas-keeper", daemon=True
+                )
+                self._keeper.start()
+        return lease
+
+    def link_to(self, address: str) -> Link:
+        """A new link to the executor of a lease."""
+        if self._private is None:
+            return links.connect(address, self._hello)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with theirs:
+            self.link.request(AdoptLink(), (theirs.fileno(),))
+        return links.greet(ours, "the private executor", self._hello)
+
+    def nodes(self) -> list[NodeReport]:
+        """The nodes of the cluster."""
+        found: list[NodeReport] = []
+        more = True
+        while more:
+            page = self.link.request(ListNodes(after=found[-1].node if found else ""))
+            assert isinstance(page, Nodes)
+            found += page.nodes
+            more = page.more
+        return found
+
+    def leases(self, *, all: bool = False) -> list[LeaseReport]:  # noqa: A002
+        """The live leases of the cluster; with `all`, those that ended lately, too."""
+        found: list[LeaseReport] = []
+        more = True
+        while more:
+            after = found[-1].lease if found else ""
+            page = self.link.request(ListLeases(after=after, all=all))
+            assert isinstance(page, Leases)
+            found += page.leases
+            more = page.more
+        return found
+
+    def status(self) -> StatusReport:
+        """The state of whoever grants leases to this session."""
+        report = self.link.request(GetStatus())
+        assert isinstance(report, StatusReport)
+        return report
+
+    def close(self) -> None:
+        """Release all leases, end a private executor.  Can be called twice."""
+        if self._closed.is_set():
+            return
+        self._closed.set()
+        for lease in list(self._leases):
+            lease.close()
+        if self._keeper is not None:
+            self._keeper.join()
+        self.link.close()
+        if self._private is not None:
+            self._private.close()
+
+    def _keep(self) -> None:
+        """Renew leases until the session is closed (in a thread of its own)."""
+        pause_s = self.config.client.lease_duration_s / RENEWALS_PER_LEASE
+        while not self._closed.wait(pause_s):
+            for lease in list(self._leases):
+                try:
+                    lease.renew()
+                except RfaasError:
+                    continue  # the lease notices by itself when its time is up
+        return
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def as_bytes(size: int | str) -> int:
+    """A size in bytes, from a number or text such as "16MiB"."""
+    return parse_bytes(size) if isinstance(size, str) else size

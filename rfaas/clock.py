@@ -1,0 +1,48 @@
+"""Time, as something that is handed in.
+
+Decisions in `core` get a `now_s` and never ask; the shells around them own a
+`Clock`.  Tests move a `ManualClock` instead of sleeping.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """Where a role gets its time from."""
+
+    def monotonic_s(self) -> float:
+        """Seconds that never go back; what leases and deadlines count in."""
+
+    def wall_s(self) -> float:
+        """Seconds since 1970; for people and bills, never for deadlines."""
+
+
+class SystemClock:
+    """The machine's clocks."""
+
+    def monotonic_s(self) -> float:
+        return time.monotonic()
+
+    def wall_s(self) -> float:
+        return time.time()
+
+
+class ManualClock:
+    """A clock that stands still until a test moves it."""
+
+    def __init__(self, monotonic_s: float = 1000.0, wall_s: float = 1.8e9) -> None:
+        self._monotonic_s = monotonic_s
+        self._wall_s = wall_s
+
+    def monotonic_s(self) -> float:
+        return self._monotonic_s
+
+    def wall_s(self) -> float:
+        return self._wall_s
+
+    def advance(self, seconds: float) -> None:
+        self._monotonic_s += seconds
+        self._wall_s += seconds

@@ -1,0 +1,306 @@
+"""Control links for roles that serve many: asyncio.
+
+A link reads only when somebody asks it for a message, so a peer that floods
+fills its own socket and nothing else; what we have to say is kept up to
+OUTGOING_BYTES_MAX, and a peer that does not read that much is given up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+
+import msgspec
+
+from rfaas.control import sockets
+from rfaas.errors import PeerLostError, ProtocolError, RfaasError, from_wire
+from rfaas.proto.codec import Framer, decode, encode
+from rfaas.proto.messages import PROTOCOL_VERSION, Error, Hello, Message, Welcome
+
+OUTGOING_BYTES_MAX = 4 * 1024 * 1024
+HELLO_TIMEOUT_S = 5.0
+REFUSAL_TIMEOUT_S = 1.0
+REQUEST_TIMEOUT_S = 30.0
+LINKS_MAX = 4096  # per listener
+
+log = logging.getLogger("rfaas.control")
+
+
+class AsyncLink:
+    """A connection to `peer` (a name for logs); owns `sock`, which becomes non-blocking."""
+
+    def __init__(self, sock: socket.socket, peer: str) -> None:
+        self.peer = peer
+        self._sock = sock
+        self._framer = Framer()
+        self._inbox: deque[Message] = deque()
+        self._fds: list[int] = []
+        self._outgoing: deque[tuple[bytes, tuple[int, ...]]] = deque()
+        self._outgoing_bytes = 0
+        self._waiter: asyncio.Future[None] | None = None
+        self._drained = asyncio.Event()
+        self._drained.set()
+        self._closed = False
+        self._next_id = 0
+        sock.setblocking(False)
+
+    async def receive(self) -> Message | None:
+        """The next message, or None at the end of the stream.  One task at a time.
+
+        Raises:
+            ProtocolError: the peer sent what is no message; close the link.
+        """
+        while not self._inbox:
+            if self._closed:
+                return None
+            try:
+                data, fds = sockets.receive(self._sock)
+            except (BlockingIOError, InterruptedError):
+                await self._readable()
+                continue
+            except OSError:
+                return None
+            self._fds += fds
+            if not data:
+                return None
+            self._inbox.extend(decode(body) for body in self._framer.feed(data))
+        return self._inbox.popleft()
+
+    async def request(self, message: Message, fds: Sequence[int] = ()) -> Message:
+        """Send a request and return the next message that answers it.
+
+        For links on which the peer sends nothing of its own while it is asked; raises what
+        the peer answered with, or PeerLostError.
+        """
+        self._next_id += 1
+        self.send(msgspec.structs.replace(message, id=self._next_id), fds)
+        try:
+            return await asyncio.wait_for(self._reply(self._next_id), REQUEST_TIMEOUT_S)
+        except asyncio.TimeoutError:
+            raise PeerLostError(f"no answer from {self.peer} in {REQUEST_TIMEOUT_S:g} s") from None
+
+    async def _reply(self, wanted: int) -> Message:
+        while True:
+            reply = await self.receive()
+            if reply is None:
+                raise PeerLostError(f"lost {self.peer}: it closed the connection")
+            if isinstance(reply, Error) and reply.id == wanted:
+                raise from_wire(reply.code, reply.text, reply.hint)
+            if reply.id == wanted:
+                return reply
+
+    def send(self, message: Message, fds: Sequence[int] = ()) -> None:
+        """Send, or queue; `fds` are duplicated where they have to wait.
+
+        Raises:
+            PeerLostError: the link is closed, or the peer reads too slowly.
+        """
+        if self._closed:
+            raise PeerLostError(f"lost {self.peer}: the link is closed")
+        data = encode(message)
+        if self._outgoing_bytes + len(data) > OUTGOING_BYTES_MAX:
+            self._abort()
+            raise PeerLostError(
+                f"gave up {self.peer}: it left more than {OUTGOING_BYTES_MAX} bytes unread"
+            )
+        self._outgoing.append((data, tuple(os.dup(fd) for fd in fds)))
+        self._outgoing_bytes += len(data)
+        if self._drained.is_set():
+            self._flush()
+
+    def take_fds(self) -> list[int]:
+        """The descriptors that came with the messages so far; the caller's to close."""
+        fds, self._fds = self._fds, []
+        return fds
+
+    async def drain(self) -> None:
+        """Return when all that was queued is sent, or the link is closed."""
+        await self._drained.wait()
+
+    async def close(self) -> None:
+        """Close at once; `drain` first to have queued messages sent.  Can be called twice."""
+        self._abort()
+
+    def _flush(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self._outgoing:
+            data, fds = self._outgoing[0]
+            try:
+                sent = sockets.send(self._sock, data, fds)
+            except (BlockingIOError, InterruptedError):
+                self._drained.clear()
+                loop.add_writer(self._sock, self._flush)
+                return
+            except OSError:
+                self._abort()
+                return
+            for fd in fds:
+                os.close(fd)
+            self._outgoing_bytes -= sent
+            if sent < len(data):
+                self._outgoing[0] = (data[sent:], ())
+            else:
+                self._outgoing.popleft()
+        if not self._drained.is_set():
+            loop.remove_writer(self._sock)
+            self._drained.set()
+
+    async def _readable(self) -> None:
+        loop = asyncio.get_running_loop()
+        waiter = self._waiter = loop.create_future()
+        loop.add_reader(self._sock, _wake, waiter)
+        try:
+            await waiter
+        finally:
+            self._waiter = None
+            if not self._closed:
+                loop.remove_reader(self._sock)
+
+    def _abort(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._sock)
+        loop.remove_writer(self._sock)
+        self._sock.close()
+        for fd in self.take_fds():
+            os.close(fd)
+        for _, fds in self._outgoing:
+            for fd in fds:
+                os.close(fd)
+        self._outgoing.clear()
+        self._drained.set()
+        if self._waiter is not None:
+            _wake(self._waiter)
+
+
+def _wake(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
+
+
+async def connect(address: str, hello: Hello) -> AsyncLink:
+    """A link to whoever listens at `address`.
+
+    Raises:
+        UnavailableError: nobody does.
+    """
+    link = AsyncLink(sockets.connect(address), f"the peer at {address}")
+    try:
+        welcome = await link.request(hello)
+        if not isinstance(welcome, Welcome):
+            raise ProtocolError(f"{link.peer} answered with {type(welcome).__name__}, no welcome")
+    except BaseException:
+        await link.close()
+        raise
+    link.peer = f"{welcome.role} {welcome.name}"
+    return link
+
+
+Serve = Callable[[AsyncLink, Hello], Awaitable[None]]
+
+
+class Listener:
+    """Accepts links and serves each in a task of its own."""
+
+    def __init__(self, welcome: Welcome, serve: Serve, sock: socket.socket | None = None) -> None:
+        self._welcome = welcome
+        self._serve = serve
+        self._sock = sock
+        self._tasks: set[asyncio.Task[None]] = set()
+        if sock is not None:
+            asyncio.get_running_loop().add_reader(sock, self._accept)
+
+    def adopt(self, sock: socket.socket) -> asyncio.Task[None]:
+        """Serve a connected socket; returns the task, which ends with the link."""
+        task = asyncio.get_running_loop().create_task(self._run(AsyncLink(sock, "a new peer")))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def close(self) -> None:
+        """Stop listening, end all links, wait for their tasks.  Can be called twice."""
+        if self._sock is not None:
+            asyncio.get_running_loop().remove_reader(self._sock)
+            path = self._sock.getsockname()
+            self._sock.close()
+            self._sock = None
+            if os.path.exists(path):
+                os.unlink(path)
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _accept(self) -> None:
+        assert self._sock is not None
+        try:
+            sock, _ = self._sock.accept()
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            return
+        except OSError as error:
+            log.warning("cannot accept a connection: %s", error.strerror)
+            return
+        if len(self._tasks) >= LINKS_MAX:
+            log.warning("refused a connection: %d are open", LINKS_MAX)
+            sock.close()
+            return
+        self.adopt(sock)
+
+    async def _run(self, link: AsyncLink) -> None:
+        try:
+            hello = await self._handshake(link)
+            if hello is not None:
+                await self._serve(link, hello)
+        except (RfaasError, asyncio.TimeoutError) as error:
+            log.warning("%s: %s", link.peer, error)
+            await refuse(link, 0, error)
+        finally:
+            await link.close()
+
+    async def _handshake(self, link: AsyncLink) -> Hello | None:
+        hello = await asyncio.wait_for(link.receive(), HELLO_TIMEOUT_S)
+        if hello is None:
+            return None
+        if not isinstance(hello, Hello):
+            raise ProtocolError(f"the first message is {type(hello).__name__}, not Hello")
+        if hello.version != PROTOCOL_VERSION:
+            error = ProtocolError(
+                f"{hello.role} {hello.name} speaks version {hello.version} of the protocol, "
+                f"{self._welcome.role} {self._welcome.name} speaks {PROTOCOL_VERSION}",
+                hint="install the same rfaas on both nodes",
+            )
+            await refuse(link, hello.id, error)
+            return None
+        link.peer = f"{hello.role} {hello.name}"
+        link.send(msgspec.structs.replace(self._welcome, id=hello.id))
+        return hello
+
+
+async def refuse(link: AsyncLink, request_id: int, error: Exception) -> None:
+    """Answer a request with an error, as far as the peer still listens."""
+    if isinstance(error, RfaasError):
+        reply = Error(id=request_id, code=error.code, text=error.text[:4096], hint=error.hint[:4096])
+    else:
+        reply = Error(id=request_id, code="peer-lost", text="no message came in time")
+    try:
+        link.send(reply)
+    except PeerLostError:
+        return
+    with contextlib.suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(link.drain(), REFUSAL_TIMEOUT_S)
+
+
+async def listen(address: str, welcome: Welcome, serve: Serve) -> Listener:
+    """Listen at `address` and serve each link that says hello.
+
+    Raises:
+        AddressInUseError, SystemCallError: the address cannot be had.
+    """
+    return Listener(welcome, serve, sockets.listen(address))

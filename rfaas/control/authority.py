@@ -1,0 +1,255 @@
+"""Who grants the leases that an executor serves: a resource manager, or itself.
+
+Both answer the same questions: which keys sign the tokens of this node, who
+answers a request for a lease, and who must hear that one is over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Protocol
+
+from msgspec.structs import replace
+
+from rfaas.clock import Clock
+from rfaas.control.aio import AsyncLink, connect
+from rfaas.core.lease import Grant
+from rfaas.core.ledger import Ledger
+from rfaas.core.supervisor import Over
+from rfaas.core.tokens import KEY_BYTES, Claims, sign, verify
+from rfaas.errors import PeerLostError, ProtocolError, RfaasError, UnavailableError, UsageError
+from rfaas.proto.messages import (
+    PROTOCOL_VERSION,
+    Beat,
+    Done,
+    Error,
+    Hello,
+    JoinNode,
+    LeaseEnded,
+    LeaseGranted,
+    Message,
+    NodeJoined,
+    ReleaseLease,
+    RenewLease,
+    RequestLease,
+    RevokeLease,
+    Usage,
+)
+
+USAGE_PER_BEAT_MAX = 256  # as messages.Beat
+LEASE_DURATION_MAX_S = 86400.0
+
+log = logging.getLogger("rfaas.executor")
+
+
+class Authority(Protocol):
+    """See the module's docstring."""
+
+    def claims(self, token: bytes) -> Claims:
+        """What a token grants on this node; errors as of `core.tokens.verify`."""
+
+    def answer(self, request: Message) -> Message:
+        """Answer RequestLease, RenewLease or ReleaseLease."""
+
+    def over(self, over: Over) -> None:
+        """A lease of this node is over."""
+
+    async def close(self) -> None: ...
+
+
+class OwnAuthority:
+    """The executor grants its own cores: direct allocation, no resource manager."""
+
+    def __init__(self, node: JoinNode, clock: Clock) -> None:
+        self._node = node
+        self._clock = clock
+        self._key = secrets.token_bytes(KEY_BYTES)
+        self._ledger = Ledger(float("inf"), 1, LEASE_DURATION_MAX_S)
+        self._ledger.join(
+            node.node,
+            node.address,
+            node.incarnation,
+            node.cores,
+            node.memory_bytes,
+            node.isolation,
+            (),
+            clock.monotonic_s(),
+        )
+
+    def claims(self, token: bytes) -> Claims:
+        return verify(token, self._key, self._node.node, self._clock.wall_s())
+
+    def answer(self, request: Message) -> Message:
+        now = self._clock.monotonic_s()
+        self._ledger.tick(now)
+        match request:
+            case RequestLease():
+                grant = self._ledger.request(
+                    request.client,
+                    request.cores,
+                    request.memory_bytes,
+                    request.duration_s,
+                    request.isolation,
+                    secrets.token_hex(16),
+                    now,
+                )
+                return granted(grant, self._key, self._clock.wall_s(), request.id)
+            case RenewLease():
+                grant = self._ledger.renew(request.lease, request.duration_s, now)
+                return granted(grant, self._key, self._clock.wall_s(), request.id)
+            case ReleaseLease():
+                self._ledger.end(request.lease, "released", now)
+                return Done(id=request.id)
+        raise ProtocolError(f"an executor does not answer {type(request).__name__}")
+
+    def over(self, over: Over) -> None:
+        self._ledger.end(over.lease, over.cause, self._clock.monotonic_s(), over.usage)
+
+    async def close(self) -> None:
+        pass
+
+
+class ManagerAuthority:
+    """A resource manager grants; its link is taken up again whenever it is lost.
+
+    While it is away, leases that were granted are served on.
+
+    Args:
+        usage: what each lease here has used so far.
+        revoke: called with (lease, cause) for a lease that must end.
+        joined: called the first time that the manager has taken this node in.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        node: JoinNode,
+        clock: Clock,
+        usage: Callable[[], dict[str, Usage]],
+        revoke: Callable[[str, str], None],
+        joined: Callable[[], None],
+    ) -> None:
+        self._address = address
+        self._node = node
+        self._clock = clock
+        self._usage = usage
+        self._revoke = revoke
+        self._joined = joined
+        self._keys: tuple[bytes, ...] = ()  # of this join and the one before
+        self._link: AsyncLink | None = None
+        self._task = asyncio.get_running_loop().create_task(self._keep_joined())
+
+    def claims(self, token: bytes) -> Claims:
+        if not self._keys:
+            raise UnavailableError(
+                f"node {self._node.node} has not joined a resource manager yet",
+                hint=f"is one running at {self._address}?",
+            )
+        for key in self._keys[1:]:
+            with suppress(ProtocolError):
+                return verify(token, key, self._node.node, self._clock.wall_s())
+        return verify(token, self._keys[0], self._node.node, self._clock.wall_s())
+
+    def answer(self, request: Message) -> Message:
+        raise UsageError(
+            f"node {self._node.node} grants no leases by itself",
+            hint=f"ask the resource manager at {self._address}",
+        )
+
+    def over(self, over: Over) -> None:
+        if self._link is not None:
+            with suppress(PeerLostError):
+                self._link.send(LeaseEnded(lease=over.lease, cause=over.cause, usage=over.usage))
+
+    async def close(self) -> None:
+        if self._link is not None:
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._link.drain(), 1.0)
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _keep_joined(self) -> None:
+        pause_s, warned = 0.1, False
+        hello = Hello(version=PROTOCOL_VERSION, role="executor", name=self._node.node)
+        while True:
+            try:
+                link = await connect(self._address, hello)
+                try:
+                    await self._serve(link)
+                finally:
+                    self._link = None
+                    await link.close()
+                log.warning("lost the resource manager at %s; leases go on", self._address)
+                pause_s, warned = 0.1, True
+            except (RfaasError, OSError) as error:
+                if not warned:
+                    log.warning("%s; trying again until somebody does", error)
+                    warned = True
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, 2.0)
+
+    async def _serve(self, link: AsyncLink) -> None:
+        live = tuple(self._usage())
+        reply = await link.request(replace(self._node, leases=live))
+        if not isinstance(reply, NodeJoined):
+            raise ProtocolError(f"the manager answered {type(reply).__name__} to JoinNode")
+        first = not self._keys
+        self._keys = (reply.key, *self._keys[:1])
+        self._link = link
+        for lease in reply.revoked:
+            self._revoke(lease, "revoked")
+        log.info("node %s joined the %s at %s", self._node.node, link.peer, self._address)
+        if first:
+            self._joined()
+        beats = asyncio.get_running_loop().create_task(self._beat(link, reply.heartbeat_s))
+        try:
+            while (message := await link.receive()) is not None:
+                match message:
+                    case RevokeLease():
+                        self._revoke(message.lease, message.cause)
+                    case Error():
+                        raise ProtocolError(f"the manager refused a beat: {message.text}")
+        finally:
+            beats.cancel()
+
+    async def _beat(self, link: AsyncLink, heartbeat_s: float) -> None:
+        while True:
+            await asyncio.sleep(heartbeat_s)
+            usage = list(self._usage().items())
+            try:
+                for start in range(0, len(usage) or 1, USAGE_PER_BEAT_MAX):
+                    part = dict(usage[start : start + USAGE_PER_BEAT_MAX])
+                    link.send(Beat(id=1, node=self._node.node, usage=part))
+            except PeerLostError:
+                return
+
+
+def granted(grant: Grant, key: bytes, wall_s: float, request_id: int) -> LeaseGranted:
+    """The answer to a client, with the token that shows `grant` to its node."""
+    claims = Claims(
+        lease=grant.lease,
+        client=grant.client,
+        node=grant.node,
+        cores=grant.cores,
+        memory_bytes=grant.memory_bytes,
+        isolation=grant.isolation,
+        duration_s=grant.duration_s,
+        issued_at_s=wall_s,
+        not_after_s=wall_s + grant.duration_s,
+        fence=grant.fence,
+    )
+    return LeaseGranted(
+        id=request_id,
+        lease=grant.lease,
+        node=grant.node,
+        address=grant.address,
+        cores=grant.cores,
+        memory_bytes=grant.memory_bytes,
+        isolation=grant.isolation,
+        duration_s=grant.duration_s,
+        token=sign(claims, key),
+    )

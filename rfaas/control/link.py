@@ -1,0 +1,171 @@
+"""A blocking control link: what clients, workers and the zygote use.
+
+Thread-safe: one request at a time.  Notices that arrive meanwhile are kept in
+`notices`, in order, for whoever cares.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections import deque
+
+import msgspec
+
+from rfaas.control import sockets
+from rfaas.errors import PeerLostError, ProtocolError, UnavailableError, from_wire
+from rfaas.proto.codec import Framer, decode, encode
+from rfaas.proto.messages import PROTOCOL_VERSION, Error, Hello, Message, Welcome
+
+NOTICES_MAX = 4096
+
+
+class Link:
+    """A connection to `peer` (a name for messages); owns `sock`."""
+
+    def __init__(self, sock: socket.socket, peer: str) -> None:
+        self.peer = peer
+        self.notices: deque[Message] = deque()
+        self._sock = sock
+        self._framer = Framer()
+        self._inbox: deque[Message] = deque()
+        self._fds: list[int] = []
+        self._lock = threading.RLock()
+        self._next_id = 0
+        self._lost = False
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def request(
+        self, message: Message, fds: tuple[int, ...] = (), *, timeout_s: float = 30.0
+    ) -> Message:
+        """Send a request and return its reply; descriptors stay the caller's.
+
+        Raises:
+            PeerLostError: the link is gone, or no reply came in `timeout_s`.
+            RfaasError: the peer answered with an error.
+        """
+        with self._lock:
+            self._next_id += 1
+            wanted = self._next_id
+            self.send(msgspec.structs.replace(message, id=wanted), fds)
+            deadline = time.monotonic() + timeout_s
+            while True:
+                reply = self.receive(deadline)
+                if reply is None:
+                    self.close()
+                    raise PeerLostError(
+                        f"no answer from {self.peer} to {type(message).__name__} in {timeout_s:g} s"
+                    )
+                if reply.id == wanted:
+                    break
+                if reply.id == 0:
+                    self._keep(reply)
+        if isinstance(reply, Error):
+            raise from_wire(reply.code, reply.text, reply.hint)
+        return reply
+
+    def send(self, message: Message, fds: tuple[int, ...] = ()) -> None:
+        """Send a message as it is; blocks while the peer does not read."""
+        data = encode(message)
+        with self._lock:
+            try:
+                sent = sockets.send(self._sock, data, fds)
+                if sent < len(data):
+                    self._sock.sendall(data[sent:])
+            except OSError as error:
+                raise self._gone(error.strerror) from None
+
+    def receive(self, deadline_s: float | None = None) -> Message | None:
+        """The next message of any kind; None when `deadline_s` (monotonic) passes first.
+
+        A deadline in the past (0.0) takes what is there and does not wait.
+        """
+        with self._lock:
+            while not self._inbox:
+                if self._lost:
+                    raise self._gone("end of stream")
+                if deadline_s is not None:
+                    self._sock.settimeout(max(0.0, deadline_s - time.monotonic()))
+                try:
+                    self._take()
+                except TimeoutError:
+                    return None
+                finally:
+                    if not self._lost:
+                        self._sock.settimeout(None)
+            return self._inbox.popleft()
+
+    def poll(self, wait_s: float = 0.0) -> bool:
+        """Move notices that have arrived to `notices`; False if another thread is at it.
+
+        Waits up to `wait_s` for the first.  Raises PeerLostError when the peer is gone.
+        """
+        if not self._lock.acquire(blocking=False):
+            return False
+        try:
+            message = self.receive(time.monotonic() + wait_s if wait_s else 0.0)
+            while message is not None:
+                self._keep(message)
+                message = self.receive(0.0)
+            return True
+        finally:
+            self._lock.release()
+
+    def take_fds(self) -> list[int]:
+        """The descriptors that came with the messages so far; the caller's to close."""
+        fds, self._fds = self._fds, []
+        return fds
+
+    def close(self) -> None:
+        self._lost = True
+        self._sock.close()
+        for fd in self.take_fds():
+            os.close(fd)
+
+    def _take(self) -> None:
+        try:
+            data, fds = sockets.receive(self._sock)
+        except (TimeoutError, BlockingIOError):
+            raise TimeoutError from None
+        except OSError as error:
+            raise self._gone(error.strerror) from None
+        self._fds += fds
+        if not data:
+            raise self._gone("it closed the connection")
+        self._inbox.extend(decode(body) for body in self._framer.feed(data))
+
+    def _keep(self, notice: Message) -> None:
+        if len(self.notices) >= NOTICES_MAX:
+            raise ProtocolError(f"{self.peer} sent more than {NOTICES_MAX} notices unasked")
+        self.notices.append(notice)
+
+    def _gone(self, why: str) -> PeerLostError:
+        self._lost = True
+        return PeerLostError(f"lost {self.peer}: {why}")
+
+
+def greet(sock: socket.socket, peer: str, hello: Hello) -> Link:
+    """Say hello on a new socket; the link, once the peer has answered in our version."""
+    link = Link(sock, peer)
+    try:
+        welcome = link.request(hello)
+    except PeerLostError as error:
+        link.close()
+        raise UnavailableError(f"{peer} does not answer: {error.text}") from None
+    except BaseException:
+        link.close()
+        raise
+    if not isinstance(welcome, Welcome) or welcome.version != PROTOCOL_VERSION:
+        link.close()
+        raise ProtocolError(f"{peer} answered with {welcome} instead of a welcome")
+    link.peer = f"{welcome.role} {welcome.name}"
+    return link
+
+
+def connect(address: str, hello: Hello) -> Link:
+    """A link to whoever listens at `address`."""
+    return greet(sockets.connect(address), f"the peer at {address}", hello)

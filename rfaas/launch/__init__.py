@@ -1,0 +1,1 @@
+"""Starting processes: workers from the zygote, private executors from a client."""

@@ -1,0 +1,58 @@
+"""Starting this program again as another process: private executors.
+
+The child gets the same interpreter and the same import path, whatever way this
+program was started, and skips `site`, which saves up to 25 ms.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+from rfaas.errors import SystemCallError
+
+_BOOT = "import sys; sys.path[:] = sys.argv.pop(1).split(chr(10)); "
+_MAIN = "from rfaas.cli import main; sys.exit(main())"
+
+
+def command(*arguments: str) -> list[str]:
+    """The command line that runs this rfaas with `arguments`, in a process of its own."""
+    here = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    path = "\n".join(dict.fromkeys([here, *(os.path.abspath(entry) for entry in sys.path)]))
+    return [sys.executable, "-I", "-S", "-c", _BOOT + _MAIN, path, *arguments]
+
+
+class PrivateExecutor:
+    """An executor that serves this process alone, and goes when its link is closed."""
+
+    def __init__(self) -> None:
+        """Start it; `link_socket` is the socket to greet it on."""
+        self.link_socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        environ = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        with theirs:
+            fd = theirs.fileno()
+            try:
+                self._process = subprocess.Popen(
+                    command("serve", "--role", "executor", "--private-fd", str(fd)),
+                    stdin=subprocess.DEVNULL,
+                    stdout=2,  # our own output belongs to the caller
+                    pass_fds=(fd,),
+                    env=environ,
+                    start_new_session=True,  # Ctrl-C is for the client, which then ends it
+                )
+            except OSError as error:
+                self.link_socket.close()
+                raise SystemCallError(
+                    f"cannot start a private executor: {error.strerror}"
+                ) from None
+
+    def close(self, patience_s: float = 5.0) -> None:
+        """Wait for it to go, after its link was closed; kill it if it does not."""
+        try:
+            self._process.wait(patience_s)
+        except subprocess.TimeoutExpired:
+            self._process.send_signal(signal.SIGKILL)
+            self._process.wait()

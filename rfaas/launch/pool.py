@@ -1,0 +1,215 @@
+"""The workers of a node: carries out what `core.supervisor` decides.
+
+It owns processes, their memory and the library cache, and knows no links to
+clients or managers: what they must hear of goes to `exited` and `over`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable, Iterable
+
+from rfaas.clock import Clock
+from rfaas.config import ExecutorConfig
+from rfaas.core.supervisor import Action, Exited, Kill, LeaseOnNode, Over, Supervisor, Worker
+from rfaas.core.tokens import Claims
+from rfaas.errors import CapacityError, LibraryError, UnavailableError
+from rfaas.launch.libraries import Libraries
+from rfaas.launch.workers import WorkerProcess, Zygote, exit_text
+from rfaas.proto.messages import LoadLibrary, StartWorker, Usage
+
+log = logging.getLogger("rfaas.executor")
+
+
+class Pool:
+    """See the module's docstring.
+
+    Args:
+        cpus: as for `Supervisor`.
+        zygote: its process id and socket, now the pool's.
+        exited: called with (lease, worker's number, text) when a worker is gone.
+        over: called with what is known of a lease when it is over.
+        lost: called if the zygote is gone and no worker can be started any more.
+    """
+
+    def __init__(
+        self,
+        config: ExecutorConfig,
+        cpus: list[int],
+        clock: Clock,
+        zygote: tuple[int, socket.socket],
+        exited: Callable[[str, int, str], None],
+        over: Callable[[Over], None],
+        lost: Callable[[], None],
+    ) -> None:
+        self.libraries = Libraries(config.library_cache_bytes_max)
+        self._config = config
+        self._clock = clock
+        self._supervisor = Supervisor(cpus, config.workers_crashed_max)
+        self._zygote = Zygote(*zygote, lost)
+        self._processes: dict[int, WorkerProcess] = {}
+        self._exited = exited
+        self._over = over
+        self._changed = asyncio.Condition()
+        self._closing: set[asyncio.Task[None]] = set()
+
+    @property
+    def leases(self) -> dict[str, LeaseOnNode]:
+        return self._supervisor.leases
+
+    async def open(self, claims: Claims) -> LeaseOnNode:
+        """Take a lease on, or its renewal; waits a moment for cores that are about to be free."""
+        deadline = self._clock.monotonic_s() + self._config.stop_grace_s
+        while True:
+            now, wall = self._clock.monotonic_s(), self._clock.wall_s()
+            try:
+                return self._supervisor.open(claims, now, wall)
+            except CapacityError:
+                if not await self._wait_for_change(deadline - now):
+                    raise
+
+    async def start(self, request: StartWorker) -> tuple[Worker, WorkerProcess, LeaseOnNode]:
+        """Start the worker of a lease with a library that is here.
+
+        Raises:
+            UnavailableError: the library is not here; send it.
+            RfaasError: whatever the worker met; it is gone then.
+        """
+        library_fd = self.libraries.find(request.sha256)
+        if library_fd is None:
+            raise UnavailableError(f"library {request.sha256[:12]} is not on this node; send it")
+        lease = self._supervisor.live(request.lease)
+        while lease.worker is not None and lease.worker.state == "stopping":
+            await self._wait_for_change(self._config.stop_grace_s)
+        worker = self._supervisor.start(request.lease)
+        process = WorkerProcess(worker.number, len(lease.cpus), request.slots, request.slot_bytes)
+        self._processes[worker.number] = process
+        task = LoadLibrary(
+            ring_bytes=process.ring_bytes,
+            cpus=lease.cpus,
+            hot_timeout_ms=request.hot_timeout_ms,
+            memory_bytes=lease.claims.memory_bytes,
+            isolation=lease.claims.isolation,
+        )
+        try:
+            await asyncio.wait_for(
+                process.start(self._zygote, task, library_fd, lambda s: self._died(worker, s)),
+                self._config.load_timeout_s,
+            )
+        except asyncio.TimeoutError:
+            await self._end(worker, process, "it took too long to load")
+            raise LibraryError(
+                f"the library was not loaded within {self._config.load_timeout_s:g} s",
+                hint="does a constructor of it wait for something?",
+            ) from None
+        except BaseException:
+            await self._end(worker, process, "it did not load")
+            raise
+        self._supervisor.loaded(worker)
+        return worker, process, lease
+
+    def process(self, lease: str) -> WorkerProcess | None:
+        """The process that serves a live lease."""
+        worker = self._supervisor.live(lease).worker
+        return self._processes.get(worker.number) if worker else None
+
+    async def stop(self, lease: str, reason: str) -> Usage:
+        """End the worker of a live lease; returns what the lease has used, once it is gone."""
+        found = self._supervisor.live(lease)
+        process = self.process(lease)
+        self._do(self._supervisor.stop(lease, reason))
+        if process is not None:
+            await process.gone.wait()
+        return found.used
+
+    async def close_lease(self, lease: str, cause: str) -> None:
+        """End a lease; returns when its worker is gone and its cores are free."""
+        self._do(self._supervisor.close(lease, cause, self._clock.monotonic_s()))
+        while lease in self._supervisor.leases:
+            await self._wait_for_change(self._config.stop_grace_s)
+
+    def end_lease(self, lease: str, cause: str) -> None:
+        """The same, without waiting."""
+        self._do(self._supervisor.close(lease, cause, self._clock.monotonic_s()))
+
+    def tick(self) -> None:
+        """End what is due."""
+        self._do(self._supervisor.tick(self._clock.monotonic_s()))
+
+    def usage(self) -> dict[str, Usage]:
+        """What each lease here has used so far."""
+        return {lease: self._usage(lease) for lease in self._supervisor.leases}
+
+    async def close(self) -> None:
+        """End all leases (their node is lost), all workers and the zygote."""
+        for lease in list(self._supervisor.leases):
+            self.end_lease(lease, "node-lost")
+        deadline = self._clock.monotonic_s() + self._config.stop_grace_s
+        while self._processes and (left := deadline - self._clock.monotonic_s()) > 0:
+            await self._wait_for_change(left)
+        await self._zygote.close()
+        await asyncio.gather(*self._closing)
+        for process in self._processes.values():
+            process.end_rings()
+            await process.close()
+        self.libraries.close()
+
+    def _usage(self, lease: str) -> Usage:
+        found = self._supervisor.leases[lease]
+        allocated = self._supervisor.allocated_ns(lease, self._clock.monotonic_s())
+        process = self._processes.get(found.worker.number) if found.worker else None
+        if process is None:
+            return WorkerProcess(0, 0, 1, 4096).usage(allocated, found.used)
+        return process.usage(allocated, found.used)
+
+    async def _end(self, worker: Worker, process: WorkerProcess, reason: str) -> None:
+        """Kill a worker that did not come up, and wait until it is gone."""
+        if not process.pid:
+            self._finish(worker, process, "it was never started")
+        elif not process.gone.is_set():
+            worker.state, worker.reason = "stopping", worker.reason or reason
+            self._zygote.kill(process.pid)
+        await process.gone.wait()
+
+    def _died(self, worker: Worker, status: int) -> None:
+        process = self._processes[worker.number]
+        text = f"the worker died: {exit_text(status)}" if status >= 0 else "its zygote is gone"
+        log.info("lease %s: worker %d: %s", worker.lease[:8], process.pid, worker.reason or text)
+        self._finish(worker, process, text)
+
+    def _finish(self, worker: Worker, process: WorkerProcess, text: str) -> None:
+        usage = self._usage(worker.lease)
+        del self._processes[worker.number]
+        self._do(self._supervisor.exited(worker, text, usage, self._clock.monotonic_s()))
+        process.end_rings()  # after the notice: who finds the ring ended finds out why
+        process.gone.set()
+        task = asyncio.get_running_loop().create_task(self._let_go(process))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    async def _let_go(self, process: WorkerProcess) -> None:
+        await process.close()
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def _wait_for_change(self, timeout_s: float) -> bool:
+        async with self._changed:
+            try:
+                await asyncio.wait_for(self._changed.wait(), max(timeout_s, 0.0))
+            except asyncio.TimeoutError:
+                return False
+            return True
+
+    def _do(self, actions: Iterable[Action]) -> None:
+        for action in actions:
+            match action:
+                case Kill():
+                    process = self._processes.get(action.worker)
+                    if process is not None and process.pid:
+                        self._zygote.kill(process.pid)
+                case Exited():
+                    self._exited(action.lease, action.worker, action.text)
+                case Over():
+                    self._over(action)

@@ -1,0 +1,176 @@
+"""Worker processes as the executor sees them: spawn, load, watch, end.
+
+A worker's memory is made here: its rings, which the client maps, and its
+accounting page, which nobody but it and we ever see.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import Callable
+
+from rfaas.control.aio import AsyncLink
+from rfaas.core.accounting import usage_of
+from rfaas.errors import InternalError, LibraryError, WorkerCrashedError, from_wire
+from rfaas.native._worker import end_ring
+from rfaas.proto import wire
+from rfaas.proto.messages import (
+    Error,
+    KillWorker,
+    LibraryLoaded,
+    LoadLibrary,
+    SpawnWorker,
+    Usage,
+    WorkerDied,
+    WorkerSpawned,
+)
+from rfaas.transport import ring
+
+PTHREAD_EXIT_STATUS = 72  # native/lane.c, thread_exited
+
+
+class Zygote:
+    """The executor's side of the zygote (`launch/zygote.py`).
+
+    `lost` is called once if it dies before it was closed.
+    """
+
+    def __init__(self, pid: int, sock: socket.socket, lost: Callable[[], None]) -> None:
+        self._pid = pid
+        self._link = AsyncLink(sock, "the zygote")
+        self._lost = lost
+        self._spawning: dict[int, asyncio.Future[int]] = {}
+        self._deaths: dict[int, asyncio.Future[int]] = {}
+        self._next_id = 0
+        self._reader = asyncio.get_running_loop().create_task(self._read())
+
+    async def spawn(self) -> tuple[int, asyncio.Future[int], AsyncLink]:
+        """A new worker: its process id, the future of its wait status, and its link."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._next_id += 1
+        answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._spawning[self._next_id] = answer
+        link = AsyncLink(ours, "a worker")
+        try:
+            with theirs:
+                self._link.send(SpawnWorker(id=self._next_id), [theirs.fileno()])
+            pid = await answer
+        except BaseException:
+            await link.close()
+            raise
+        return pid, self._deaths[pid], link
+
+    def kill(self, pid: int) -> None:
+        """Kill a worker and what it started; its death comes as an event."""
+        self._link.send(KillWorker(pid=pid))
+
+    async def close(self) -> None:
+        """End the zygote, and with it every worker, and wait for it."""
+        self._reader.cancel()
+        await asyncio.gather(self._reader, return_exceptions=True)
+        await self._link.close()
+        await asyncio.get_running_loop().run_in_executor(None, os.waitpid, self._pid, 0)
+
+    async def _read(self) -> None:
+        while (message := await self._link.receive()) is not None:
+            match message:
+                case WorkerSpawned():
+                    loop = asyncio.get_running_loop()
+                    self._deaths[message.pid] = loop.create_future()
+                    self._spawning.pop(message.id).set_result(message.pid)
+                case WorkerDied():
+                    self._deaths.pop(message.pid).set_result(message.status)
+        error = InternalError("the zygote is gone: no worker can be started")
+        for answer in (*self._spawning.values(), *self._deaths.values()):
+            if not answer.done():
+                answer.set_exception(error)
+        self._lost()
+
+
+class WorkerProcess:
+    """A worker and its memory; made by `start_worker`, to be closed once it is dead."""
+
+    def __init__(self, number: int, lanes: int, slots: int, slot_bytes: int) -> None:
+        self.number = number
+        self.lanes = lanes
+        self.slots = slots
+        self.slot_bytes = slot_bytes
+        self.ring_bytes = wire.ring_bytes(slots, slot_bytes)
+        self.pid = 0
+        self.functions: list[str] = []
+        self.steps_ns: dict[str, int] = {}
+        self.rings_fd = -1
+        self._account_fd = -1
+        self._link: AsyncLink | None = None
+        self._death: asyncio.Future[int] | None = None
+        self.gone = asyncio.Event()  # set by the executor when all that follows is done
+
+    async def start(
+        self, zygote: Zygote, task: LoadLibrary, library_fd: int, died: Callable[[int], None]
+    ) -> None:
+        """Fork the process and have it load the library; `died` gets its wait status.
+
+        Raises:
+            RfaasError: what the worker said.
+            WorkerCrashedError: it died instead.
+        """
+        self.rings_fd = ring.create(self.lanes, self.slots, self.slot_bytes)
+        self._account_fd = ring.create_account(self.lanes)
+        self.pid, self._death, self._link = await zygote.spawn()
+        self._death.add_done_callback(
+            lambda death: died(-1 if death.exception() else death.result())
+        )
+        self._link.send(task, [library_fd, self.rings_fd, self._account_fd])
+        while (message := await self._link.receive()) is not None:
+            match message:
+                case Error():
+                    raise from_wire(message.code, message.text, message.hint)
+                case LibraryLoaded():
+                    self.functions += message.functions
+                    self.steps_ns = message.steps_ns
+                    if not message.more:
+                        return
+                case _:
+                    raise LibraryError(f"the worker sent {type(message).__name__} while loading")
+        status = await asyncio.shield(self._death)
+        raise WorkerCrashedError(f"the worker died while it loaded the library: {exit_text(status)}")
+
+    def usage(self, allocated_ns: int, carried: Usage) -> Usage:
+        """What its lease has used so far, on top of what earlier workers had."""
+        if self._account_fd < 0:
+            return usage_of(b"", 0, allocated_ns, carried)
+        page = os.pread(self._account_fd, self.lanes * wire.ACCOUNT_LANE_BYTES, 0)
+        return usage_of(page, self.lanes, allocated_ns, carried)
+
+    def end_rings(self) -> None:
+        """Tell whoever waits on the rings that nobody serves them any more."""
+        for lane in range(self.lanes if self.rings_fd >= 0 else 0):
+            end_ring(self.rings_fd, lane * self.ring_bytes)
+
+    async def close(self) -> None:
+        """Let go of the memory and the link of a worker that is dead."""
+        if self._link is not None:
+            await self._link.close()
+        for fd in (self.rings_fd, self._account_fd):
+            if fd >= 0:
+                os.close(fd)
+        self.rings_fd = self._account_fd = -1
+
+
+
+def exit_text(status: int) -> str:
+    """How a process ended, from its wait status, in words."""
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        try:
+            name = signal.Signals(number).name
+        except ValueError:
+            name = f"signal {number}"
+        return f"killed by {name} ({signal.strsignal(number)})"
+    code = os.waitstatus_to_exitcode(status)
+    if code == PTHREAD_EXIT_STATUS:
+        return "a function called pthread_exit()"
+    return f"it ended by itself with exit status {code}"

@@ -1,0 +1,164 @@
+"""The zygote: a small process, warm and single-threaded, that forks workers.
+
+The executor forks it first, before it has threads, an event loop or devices.
+It has loaded what a worker needs, so a worker starts in the time of a fork.
+When the executor dies, the kernel kills the zygote, and then its workers.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+from contextlib import suppress
+
+from rfaas.control.link import Link
+from rfaas.errors import PeerLostError
+from rfaas.proto.messages import KillWorker, SpawnWorker, WorkerDied, WorkerSpawned
+
+
+def start(keep_fds: tuple[int, ...] = ()) -> tuple[int, socket.socket]:
+    """Fork the zygote; returns its process id and the executor's end of its link.
+
+    Call it while the process is single-threaded.  `keep_fds` stay open in the
+    caller; the zygote closes all but its own link and the standard streams.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    parent = os.getpid()
+    pid = os.fork()
+    if pid:
+        theirs.close()
+        return pid, ours
+    status = 70
+    try:
+        ours.detach()
+        _close_all_but(theirs.fileno())
+        _become_child(parent, "rfaas-zygote")
+        serve(Link(theirs, "the executor"))
+        status = 0
+    except KeyboardInterrupt:
+        status = 130
+    finally:
+        os._exit(status)
+
+
+def serve(link: Link) -> None:
+    """Fork, kill and reap workers until the executor closes the link."""
+    import rfaas.roles.worker  # noqa: F401  (loaded once here, shared by all workers)
+    from rfaas.native._worker import adopt_orphans
+
+    adopt_orphans()
+    wake_reader, wake_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    signal.set_wakeup_fd(wake_writer, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    poller = select.poll()
+    poller.register(link.fileno(), select.POLLIN)
+    poller.register(wake_reader, select.POLLIN)
+    workers: set[int] = set()
+    try:
+        while True:
+            poller.poll()
+            with suppress(BlockingIOError):
+                os.read(wake_reader, 4096)
+            _reap(link, workers)
+            _obey(link, workers)
+    except PeerLostError:
+        pass
+    finally:
+        for pid in workers:
+            _kill(pid)
+
+
+def _obey(link: Link, workers: set[int]) -> None:
+    while (message := link.receive(0.0)) is not None:
+        match message:
+            case SpawnWorker():
+                (fd,) = link.take_fds()
+                pid = _fork_worker(link, fd)
+                os.close(fd)
+                workers.add(pid)
+                link.send(WorkerSpawned(id=message.id, pid=pid))
+            case KillWorker() if message.pid in workers:
+                _kill(message.pid)
+
+
+def _reap(link: Link, workers: set[int]) -> None:
+    while True:
+        try:
+            found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return
+        if found is None:
+            return
+        pid = found.si_pid
+        if pid in workers:
+            _kill_group(pid)  # before it is reaped: until then its group is surely its own
+        _, status = os.waitpid(pid, 0)
+        if pid in workers:
+            workers.discard(pid)
+            _kill_strays(workers)
+            link.send(WorkerDied(pid=pid, status=status))
+
+
+def _fork_worker(link: Link, fd: int) -> int:
+    parent = os.getpid()
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 70
+    try:
+        os.setsid()  # a group of its own, so that what it starts can be killed with it
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        worker_link = Link(socket.socket(fileno=os.dup(fd)), "the executor")
+        _close_all_but(worker_link.fileno())
+        _become_child(parent, "rfaas-worker")
+        from rfaas.roles import worker
+
+        status = worker.run(worker_link)
+    finally:
+        os._exit(status)
+
+
+def _become_child(parent: int, name: str) -> None:
+    from rfaas.native._worker import die_with_parent
+
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_IGN)  # the executor decides, not the terminal
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    die_with_parent(signal.SIGKILL, name)
+    if os.getppid() != parent:
+        os._exit(0)  # it died before we asked to be told
+
+
+def _close_all_but(keep: int) -> None:
+    os.dup2(2, 1)  # what functions print must not mix with what we print
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    for name in os.listdir("/proc/self/fd"):
+        fd = int(name)
+        if fd > 2 and fd != keep:
+            with suppress(OSError):
+                os.close(fd)
+
+
+def _kill_strays(workers: set[int]) -> None:
+    """Kill what a dead worker left behind: the kernel made it our child."""
+    with open(f"/proc/self/task/{os.getpid()}/children") as children:
+        for pid in map(int, children.read().split()):
+            if pid not in workers:
+                _kill(pid)
+
+
+def _kill(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    _kill_group(pid)
+
+
+def _kill_group(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+
+

@@ -1,0 +1,190 @@
+/* The hot loop of a worker: wait on a ring, call, answer on the ring.
+ *
+ * Per call it reads one or two cache lines, runs the function on memory of the
+ * slot, and writes one or two lines.  Between calls it spins, and after
+ * `hot_ticks` without one it sleeps on the ring's futex.
+ */
+#define _GNU_SOURCE
+#include "lane.h"
+
+#include <errno.h>
+#include <sched.h>
+
+#define SPINS_PER_CHECK 64 /* spins between two looks at the clock and the stop flag */
+
+typedef struct {
+    uint64_t start, executing, sleeping; /* ticks */
+    uint64_t last_call;                  /* when the last call ended */
+    uint64_t start_ns;
+} lane_times;
+
+static void account(const worker_lane *lane, const lane_times *times, uint64_t now) {
+    ring_account *line = lane->account;
+    line->executing_ns = ticks_to_ns(times->executing);
+    line->polling_ns = ticks_to_ns(now - times->start - times->executing - times->sleeping);
+}
+
+/* Sleep until the client announces something.  The order "say that we sleep, fence, look
+ * again" pairs with the client's "announce, fence, look who sleeps". */
+static void lane_sleep(worker_lane *lane, const ring_cell *cell, uint32_t seq, lane_times *times) {
+    uint32_t *sleeps = &lane->ring.header->worker_sleeps;
+    uint64_t before = ticks();
+    account(lane, times, before);
+    store_release(sleeps, 1);
+    fence();
+    if (load_acquire(&cell->seq0) != seq && !load_acquire(&lane->stop)) {
+        futex_wait(sleeps, 1, UINT64_MAX);
+        lane->account->wakeups++;
+    }
+    store_release(sleeps, 0);
+    times->sleeping += ticks() - before;
+    lane->account->sleeping_ns = ticks_to_ns(times->sleeping);
+}
+
+/* 1 when the cell is there, 0 when the lane is to stop. */
+static int lane_wait(worker_lane *lane, const ring_cell *cell, uint32_t seq, lane_times *times) {
+    /* The client may have said that it sleeps just as we answered: now there is time to look
+     * behind a fence, and no wake-up is lost. */
+    fence();
+    wake_if_asleep(&lane->ring.header->client_sleeps);
+    for (;;) {
+        for (int i = 0; i < SPINS_PER_CHECK && lane->hot_ticks; i++) {
+            if (cell_ready(cell, seq))
+                return 1;
+            cpu_pause();
+        }
+        if (load_acquire(&cell->seq0) == seq)
+            return 1;
+        if (UNLIKELY(load_acquire(&lane->stop)))
+            return 0;
+        uint64_t now = ticks();
+        if (now - times->last_call >= lane->hot_ticks)
+            lane_sleep(lane, cell, seq, times);
+        else
+            account(lane, times, now);
+    }
+}
+
+/* What a function reported, as status and detail; `size` becomes the bytes to send. */
+typedef struct {
+    uint32_t status, size, detail;
+} outcome;
+
+static inline outcome lane_call(const worker_lane *lane, uint32_t index, uint8_t *input,
+                                uint32_t size, uint8_t *output) {
+    const lane_function *function = &lane->functions[index];
+    const uint32_t capacity = (uint32_t)lane->ring.slot_bytes;
+    outcome result = {STATUS_OK, 0, 0};
+    if (LIKELY(function->abi == 1)) {
+        result.size = ((plain_function)function->address)(input, size, output);
+    } else {
+        rfaas_call call = {.args = input, .res = output, .size = size, .capacity = capacity};
+        int32_t status = ((rfaas_function)function->address)(&call);
+        result.size = call.result_size;
+        if (UNLIKELY(status)) {
+            result.status = STATUS_FUNCTION_FAILED;
+            result.detail = (uint32_t)status;
+            result.size = call.text_size <= capacity ? call.text_size : 0;
+        }
+    }
+    if (UNLIKELY(result.size > capacity))
+        result = (outcome){STATUS_OUTPUT_TOO_LARGE, 0, result.size};
+    return result;
+}
+
+static inline void lane_serve(worker_lane *lane, const ring_cell *cell, uint32_t index,
+                              lane_times *times) {
+    const ring_map *ring = &lane->ring;
+    const uint32_t seq = index + 1, imm = cell->imm, size = cell->size;
+    const uint32_t slot = imm_slot(imm), function = imm_low(imm);
+    const int is_inline = imm_flags(imm) & FLAG_INLINE;
+    ring_cell *reply = &ring->responses[index & ring->mask];
+    ring_account *line = lane->account;
+    outcome result;
+    if (UNLIKELY(slot >= ring->slots || size > (is_inline ? INLINE_BYTES_MAX : ring->slot_bytes))) {
+        result = (outcome){STATUS_REQUEST_INVALID, 0, slot >= ring->slots ? slot : size};
+    } else if (UNLIKELY(function >= lane->function_count)) {
+        result = (outcome){STATUS_FUNCTION_UNKNOWN, 0, function};
+    } else {
+        uint8_t *input = ring_input(ring, slot), *output = ring_output(ring, slot);
+        if (is_inline)
+            cell_get_inline(cell, input, size);
+        const uint64_t before = ticks();
+        line->busy_since_ns = times->start_ns + ticks_to_ns(before - times->start);
+        result = lane_call(lane, function, input, size, output);
+        if (result.size <= INLINE_BYTES_MAX)
+            cell_put_inline_padded(reply, seq, imm_make(slot, result.status, FLAG_INLINE), output,
+                                   result.size, result.detail);
+        else
+            cell_put(reply, seq, imm_make(slot, result.status, 0), result.size, result.detail);
+        const uint64_t after = ticks();
+        line->busy_since_ns = 0;
+        times->executing += after - before;
+        times->last_call = after;
+        goto answered;
+    }
+    cell_put(reply, seq, imm_make(slot, result.status, FLAG_INLINE), 0, result.detail);
+    times->last_call = ticks();
+answered:
+    wake_if_asleep(&ring->header->client_sleeps);
+    line->calls++;
+    line->failed += result.status != STATUS_OK;
+    account(lane, times, times->last_call);
+}
+
+/* A function that calls pthread_exit(3) would leave a lane that nobody serves: the process
+ * ends instead, and its status says so. */
+static void thread_exited(void *unused) {
+    (void)unused;
+    static const char text[] = "rfaas worker: a function called pthread_exit()\n";
+    ssize_t written = write(2, text, sizeof text - 1);
+    (void)written;
+    _exit(72);
+}
+
+static void lane_loop(worker_lane *lane) {
+    uint32_t index = lane->ring.header->first;
+    lane_times times = {.start = ticks(), .start_ns = monotonic_ns()};
+    times.last_call = times.start;
+    for (;; index++) {
+        const ring_cell *cell = &lane->ring.requests[index & lane->ring.mask];
+        if (!cell_ready(cell, index + 1) && !lane_wait(lane, cell, index + 1, &times))
+            break;
+        lane_serve(lane, cell, index, &times);
+    }
+}
+
+static void *lane_main(void *lane) {
+    pthread_cleanup_push(thread_exited, NULL);
+    lane_loop(lane);
+    pthread_cleanup_pop(0);
+    return NULL;
+}
+
+int lane_start(worker_lane *lane) {
+    pthread_attr_t attributes;
+    int error = pthread_attr_init(&attributes);
+    if (error)
+        return error;
+    if (lane->cpu >= 0) {
+        cpu_set_t cpus;
+        CPU_ZERO(&cpus);
+        CPU_SET(lane->cpu, &cpus);
+        error = pthread_attr_setaffinity_np(&attributes, sizeof cpus, &cpus);
+    }
+    if (!error)
+        error = pthread_create(&lane->thread, &attributes, lane_main, lane);
+    lane->started = !error;
+    pthread_attr_destroy(&attributes);
+    return error;
+}
+
+void lane_stop(worker_lane *lane) {
+    if (!lane->started)
+        return;
+    store_release(&lane->stop, 1);
+    store_release(&lane->ring.header->worker_sleeps, 0);
+    futex_wake(&lane->ring.header->worker_sleeps);
+    pthread_join(lane->thread, NULL);
+    lane->started = 0;
+}

@@ -1,0 +1,34 @@
+/* The worker's side of a ring: one thread that waits, calls, answers. */
+#ifndef RFAAS_LANE_H
+#define RFAAS_LANE_H
+
+#include "../../functions/rfaas.h"
+#include "ring.h"
+
+#include <pthread.h>
+
+typedef uint32_t (*plain_function)(void *args, uint32_t size, void *res);
+
+typedef struct {
+    void *address;
+    uint32_t abi; /* 1: plain_function, 2: rfaas_function */
+} lane_function;
+
+#define HOT_ALWAYS UINT64_MAX
+
+typedef struct {
+    ring_map ring;
+    ring_account *account;          /* lent by the executor: one line of its page */
+    const lane_function *functions; /* lent: lives as long as the process */
+    uint32_t function_count;
+    uint32_t stop;
+    uint64_t hot_ticks; /* HOT_ALWAYS, 0: sleep at once, else ticks since the last call */
+    int cpu;            /* to be pinned to; -1: anywhere */
+    int started;
+    pthread_t thread;
+} worker_lane;
+
+int lane_start(worker_lane *lane); /* 0 or an errno */
+void lane_stop(worker_lane *lane); /* returns when the thread has ended; not while it calls */
+
+#endif

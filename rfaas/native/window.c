@@ -1,0 +1,126 @@
+/* The client's waiting: collect results, spin, sleep.  See window.h. */
+#include "window.h"
+
+#include <errno.h>
+#include <stdlib.h>
+
+#define SPINS_PER_CHECK 64
+
+int window_open(window *w, int fd, uint64_t offset, const char **what) {
+    int error = ring_open(&w->ring, fd, offset, 0, what);
+    if (error)
+        return error;
+    const uint32_t slots = w->ring.slots;
+    *what = "find memory for its window";
+    w->calls = aligned_alloc(LINE_BYTES, slots * sizeof *w->calls);
+    w->free = malloc(slots * sizeof *w->free);
+    if (!w->calls || !w->free) {
+        window_close(w);
+        return ENOMEM;
+    }
+    memset(w->calls, 0, slots * sizeof *w->calls);
+    w->next_request = w->next_response = w->ring.header->first;
+    w->in_flight = 0;
+    w->free_count = 0;
+    for (uint32_t slot = slots; slot-- > 0;)
+        w->free[w->free_count++] = slot;
+    return 0;
+}
+
+void window_close(window *w) {
+    ring_close(&w->ring);
+    free(w->calls);
+    free(w->free);
+    w->calls = NULL;
+    w->free = NULL;
+}
+
+static inline const ring_cell *next_cell(const window *w) {
+    return &w->ring.responses[w->next_response & w->ring.mask];
+}
+
+/* Take one response that is there; 0, or -1 if it makes no sense. */
+static inline int collect(window *w, const ring_cell *cell) {
+    const uint32_t imm = cell->imm, slot = imm_slot(imm), size = cell->size;
+    const uint32_t is_inline = imm_flags(imm) & FLAG_INLINE;
+    if (UNLIKELY(slot >= w->ring.slots || w->calls[slot].state != CALL_IN_FLIGHT ||
+                 size > (is_inline ? INLINE_BYTES_MAX : w->ring.slot_bytes)))
+        return -1;
+    window_call *call = &w->calls[slot];
+    call->size = size;
+    call->status = imm_low(imm);
+    call->detail = cell->detail;
+    call->is_inline = is_inline;
+    if (is_inline)
+        cell_get_inline(cell, call->data, size);
+    w->next_response++;
+    w->in_flight--;
+    if (UNLIKELY(call->abandoned) && !call->refs)
+        window_free(w, slot);
+    else
+        store_release(&call->state, CALL_DONE);
+    return 0;
+}
+
+int window_poll(window *w) {
+    int count = 0;
+    while (w->in_flight && cell_ready(next_cell(w), w->next_response + 1)) {
+        if (collect(w, next_cell(w)))
+            return -1;
+        count++;
+    }
+    return count;
+}
+
+static inline int satisfied(const window *w, uint32_t slot, int collected) {
+    return slot == UINT32_MAX ? collected > 0 : w->calls[slot].state == CALL_DONE;
+}
+
+int window_wait(window *w, uint32_t slot, uint64_t spin_ticks, uint64_t sleep_ns) {
+    uint32_t *sleeps = &w->ring.header->client_sleeps;
+    const uint64_t start = ticks();
+    for (;;) {
+        for (int i = 0; i < SPINS_PER_CHECK; i++) {
+            if (cell_ready(next_cell(w), w->next_response + 1)) {
+                int collected = window_poll(w);
+                if (UNLIKELY(collected < 0))
+                    return WAIT_INVALID;
+                if (satisfied(w, slot, collected))
+                    return WAIT_DONE;
+            }
+            cpu_pause();
+        }
+        if (UNLIKELY(load_acquire(&w->ring.header->state) == RING_ENDED)) {
+            int collected = window_poll(w);
+            return collected < 0                     ? WAIT_INVALID
+                   : satisfied(w, slot, collected) ? WAIT_DONE
+                                                   : WAIT_ENDED;
+        }
+        if (ticks() - start >= spin_ticks)
+            break;
+    }
+    if (!sleep_ns)
+        return WAIT_AGAIN;
+    store_release(sleeps, 1);
+    fence();
+    if (load_acquire(&next_cell(w)->seq0) != w->next_response + 1 &&
+        load_acquire(&w->ring.header->state) != RING_ENDED)
+        futex_wait(sleeps, 1, sleep_ns);
+    store_release(sleeps, 0);
+    int collected = window_poll(w);
+    if (UNLIKELY(collected < 0))
+        return WAIT_INVALID;
+    return satisfied(w, slot, collected) ? WAIT_DONE : WAIT_AGAIN;
+}
+
+int window_watch(window *w, uint32_t slot, uint64_t spin_ticks) {
+    const uint64_t start = ticks();
+    while (ticks() - start < spin_ticks) {
+        for (int i = 0; i < SPINS_PER_CHECK; i++) {
+            if (load_acquire(&w->calls[slot].state) == CALL_DONE)
+                return WAIT_DONE;
+            cpu_pause();
+        }
+    }
+    return WAIT_AGAIN;
+}

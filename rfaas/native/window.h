@@ -1,0 +1,86 @@
+/* The client's side of a ring: announce calls, collect results.
+ *
+ * A window belongs to one client process.  Announcing and collecting are done by
+ * one thread at a time; the caller (window.pyx) sees to that.
+ */
+#ifndef RFAAS_WINDOW_H
+#define RFAAS_WINDOW_H
+
+#include "ring.h"
+
+enum { CALL_FREE, CALL_IN_FLIGHT, CALL_DONE };
+
+/* One slot as the client sees it. */
+typedef struct {
+    uint32_t state; /* CALL_*; read by threads that do not poll */
+    uint32_t size, status, detail;
+    uint32_t is_inline; /* the result is in `data`, else in the slot's output */
+    uint32_t refs;      /* results and buffers that use the slot's memory */
+    uint32_t abandoned; /* nobody wants the result: free the slot when it comes */
+    uint32_t unused;
+    uint8_t data[INLINE_BYTES_MAX] LINE_ALIGNED;
+} window_call;
+
+typedef struct {
+    ring_map ring;
+    uint32_t next_request, next_response; /* indices of cells, modulo 2^32 */
+    uint32_t in_flight, free_count;
+    window_call *calls; /* one per slot */
+    uint32_t *free;     /* a stack: the slot used last is used next, while it is in cache */
+} window;
+
+/* What `window_wait` says. */
+enum {
+    WAIT_DONE,   /* the slot's call is done */
+    WAIT_AGAIN,  /* not yet */
+    WAIT_ENDED,  /* the worker is gone and so is the result */
+    WAIT_INVALID /* the worker answered nonsense: nothing of it can be believed */
+};
+
+int window_open(window *w, int fd, uint64_t offset, const char **what); /* 0 or an errno */
+void window_close(window *w);
+
+/* Collect what has arrived; returns the number of results, or -1 for nonsense. */
+int window_poll(window *w);
+
+/* Poll until the call in `slot` is done (UINT32_MAX: any call): spin for `spin_ticks`, then
+ * sleep for at most `sleep_ns`. */
+int window_wait(window *w, uint32_t slot, uint64_t spin_ticks, uint64_t sleep_ns);
+
+/* Wait for another thread's poll to complete the call in `slot`, for at most `spin_ticks`. */
+int window_watch(window *w, uint32_t slot, uint64_t spin_ticks);
+
+static inline uint32_t window_take(window *w) {
+    return w->free_count ? w->free[--w->free_count] : UINT32_MAX;
+}
+
+static inline void window_free(window *w, uint32_t slot) {
+    window_call *call = &w->calls[slot];
+    call->state = CALL_FREE;
+    call->abandoned = 0;
+    w->free[w->free_count++] = slot;
+}
+
+/* Announce a call whose `size` bytes of input are at `data`, or (NULL) in the slot already. */
+static inline void window_put(window *w, uint32_t slot, uint32_t function, const void *data,
+                              uint32_t size) {
+    ring_cell *cell = &w->ring.requests[w->next_request & w->ring.mask];
+    const uint32_t seq = ++w->next_request;
+    w->calls[slot].state = CALL_IN_FLIGHT;
+    w->in_flight++;
+    if (data && size <= INLINE_BYTES_MAX) {
+        cell_put_inline(cell, seq, imm_make(slot, function, FLAG_INLINE), data, size, 0);
+    } else {
+        if (data)
+            memcpy(ring_input(&w->ring, slot), data, size);
+        cell_put(cell, seq, imm_make(slot, function, 0), size, 0);
+    }
+}
+
+/* After the last `window_put` of a batch: wake the worker if it sleeps. */
+static inline void window_ring(window *w) {
+    fence();
+    wake_if_asleep(&w->ring.header->worker_sleeps);
+}
+
+#endif

@@ -1,0 +1,386 @@
+"""The control plane's messages: each a typed record.  No I/O.
+
+Declared here and nowhere else.  A conversation is requests and replies matched
+by `id`, and a few notices that nobody answers (`id` 0).  The first message on a
+link is `Hello`; a peer that speaks another version is refused by an `Error`
+that names both.  Replies are the message that stands under "answered by", or
+`Error`.
+
+    asks                    message           answered by
+    client -> manager       RequestLease      LeaseGranted
+    (or -> executor)        RenewLease        LeaseGranted
+                            ReleaseLease      Done
+                            ListNodes         Nodes
+                            ListLeases        Leases
+                            GetStatus         StatusReport
+    client -> executor      OpenLease         LeaseOpened
+                            SendLibrary...    LibraryStored (after the last part)
+                            StartWorker       WorkerStarted (with the rings' descriptor)
+                            StopWorker        WorkerStopped
+    executor -> client      WorkerExited      (notice)
+                            LeaseEnded        (notice)
+    executor -> manager     JoinNode          NodeJoined
+                            Beat              BeatTaken
+                            LeaseEnded        (notice)
+    manager -> executor     RevokeLease       (notice)
+    client -> its private   AdoptLink         Done (with a socket's descriptor: one more link)
+    executor
+    executor -> zygote      SpawnWorker       WorkerSpawned (with the worker's end of a link)
+                            KillWorker        (notice)
+    zygote -> executor      WorkerDied        (notice)
+    executor -> worker      LoadLibrary       LibraryLoaded... (with three descriptors)
+
+Checklist for a new one: docs/architecture.md, "add a message".
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+PROTOCOL_VERSION = 1
+FRAME_BYTES_MAX = 64 * 1024
+LIBRARY_PART_BYTES_MAX = 48 * 1024  # leaves room for the frame's other fields
+LIBRARY_BYTES_MAX = 512 * 1024 * 1024
+
+Name = Annotated[str, Meta(min_length=1, max_length=255)]
+Address = Annotated[str, Meta(min_length=1, max_length=255)]
+Text = Annotated[str, Meta(max_length=4096)]
+LeaseId = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}$")]  # 128 random bits
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Cores = Annotated[int, Meta(ge=1, le=65536)]
+Bytes = Annotated[int, Meta(ge=0, le=2**60)]
+Seconds = Annotated[float, Meta(ge=0, le=10 * 365 * 86400)]
+Token = Annotated[bytes, Meta(max_length=4096)]
+
+
+class Message(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Base of all messages; `id` ties a reply to its request, 0 in a notice."""
+
+    id: Count = 0
+
+
+class Hello(Message, frozen=True):
+    """The first message on every link, from the side that connected."""
+
+    version: int
+    role: Annotated[str, Meta(pattern="^(client|executor|resource-manager|worker)$")]
+    name: Name
+
+
+class Welcome(Message, frozen=True):
+    """The answer to `Hello`."""
+
+    version: int
+    role: Name
+    name: Name
+
+
+class Error(Message, frozen=True):
+    """The answer to a request that failed; `code` as in `rfaas.errors`."""
+
+    code: Name
+    text: Text
+    hint: Text = ""
+
+
+class Done(Message, frozen=True):
+    """The answer to a request that has nothing to tell."""
+
+
+# Leases ------------------------------------------------------------------
+
+
+class RequestLease(Message, frozen=True):
+    """Ask for `cores` and `memory_bytes` of one node for `duration_s`, renewable."""
+
+    client: Name
+    cores: Cores
+    memory_bytes: Bytes
+    duration_s: Seconds
+    isolation: Name = "process"
+
+
+class LeaseGranted(Message, frozen=True):
+    """A lease: where it is, until when, and the token that the node checks."""
+
+    lease: LeaseId
+    node: Name
+    address: Address
+    cores: Cores
+    memory_bytes: Bytes
+    isolation: Name
+    duration_s: Seconds
+    token: Token
+
+
+class RenewLease(Message, frozen=True):
+    lease: LeaseId
+    duration_s: Seconds
+
+
+class ReleaseLease(Message, frozen=True):
+    lease: LeaseId
+
+
+class LeaseEnded(Message, frozen=True):
+    """A lease is over; `cause` is one of released, expired, revoked, client-lost, node-lost."""
+
+    lease: LeaseId
+    cause: Name
+    usage: Usage | None = None
+
+
+class RevokeLease(Message, frozen=True):
+    lease: LeaseId
+    cause: Name
+
+
+class Usage(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a lease used, summed over its lanes; nanoseconds."""
+
+    allocated_ns: Count = 0
+    polling_ns: Count = 0
+    executing_ns: Count = 0
+    calls: Count = 0
+    failed: Count = 0
+
+
+# Nodes -------------------------------------------------------------------
+
+
+class JoinNode(Message, frozen=True):
+    """An executor offers its node; `incarnation` is random per start of the executor."""
+
+    node: Name
+    address: Address
+    incarnation: LeaseId
+    cores: Cores
+    memory_bytes: Bytes
+    isolation: Annotated[tuple[Name, ...], Meta(max_length=16)]
+    leases: Annotated[tuple[LeaseId, ...], Meta(max_length=1024)] = ()
+
+
+class NodeJoined(Message, frozen=True):
+    """`key` signs the leases of this node; `revoked` are leases that it may no longer serve."""
+
+    heartbeat_s: Seconds
+    key: Annotated[bytes, Meta(min_length=32, max_length=32)]
+    revoked: tuple[LeaseId, ...] = ()
+
+
+class Beat(Message, frozen=True):
+    """The node lives; what its leases have used so far."""
+
+    node: Name
+    usage: Annotated[dict[LeaseId, Usage], Meta(max_length=256)] = {}
+
+
+class BeatTaken(Message, frozen=True):
+    pass
+
+
+class NodeReport(Struct, frozen=True, kw_only=True):
+    node: Name
+    address: Address
+    state: Name
+    cores: int
+    cores_free: int
+    memory_bytes: int
+    memory_free_bytes: int
+    leases: int
+    beat_age_s: float
+
+
+class LeaseReport(Struct, frozen=True, kw_only=True):
+    lease: LeaseId
+    client: Name
+    node: Name
+    cores: int
+    memory_bytes: int
+    isolation: Name
+    state: Name
+    age_s: float
+    remaining_s: float
+    usage: Usage = Usage()
+
+
+class ListNodes(Message, frozen=True):
+    after: Annotated[str, Meta(max_length=255)] = ""
+
+
+class Nodes(Message, frozen=True):
+    """A page of nodes in order of name; `more` when another page follows."""
+
+    nodes: tuple[NodeReport, ...]
+    more: bool = False
+
+
+class ListLeases(Message, frozen=True):
+    after: Annotated[str, Meta(max_length=32)] = ""
+    all: bool = False
+
+
+class Leases(Message, frozen=True):
+    """A page of leases in order of id; `more` when another page follows."""
+
+    leases: tuple[LeaseReport, ...]
+    more: bool = False
+
+
+class GetStatus(Message, frozen=True):
+    pass
+
+
+class StatusReport(Message, frozen=True):
+    """One role's state in a few numbers; `facts` are for people."""
+
+    role: Name
+    name: Name
+    version: Name
+    pid: int
+    uptime_s: float
+    address: Address
+    facts: dict[str, str | int | float]
+
+
+# Workers -----------------------------------------------------------------
+
+
+class OpenLease(Message, frozen=True):
+    """Show a lease's token to the executor of its node, once for each grant or renewal."""
+
+    token: Token
+
+
+class LeaseOpened(Message, frozen=True):
+    lease: LeaseId
+    remaining_s: Seconds
+
+
+class SendLibrary(Message, frozen=True):
+    """One part of a library, in order from offset 0; the last completes `size_bytes`."""
+
+    lease: LeaseId
+    sha256: Sha256
+    size_bytes: Annotated[int, Meta(ge=1, le=LIBRARY_BYTES_MAX)]
+    offset: Count
+    data: Annotated[bytes, Meta(max_length=LIBRARY_PART_BYTES_MAX)]
+
+
+class LibraryStored(Message, frozen=True):
+    """`received` bytes are there, so the next part starts at that offset."""
+
+    received: Count
+
+
+class StartWorker(Message, frozen=True):
+    """Start the lease's worker with this library: one lane per core.
+
+    `hot_timeout_ms`: -1 stays hot for ever, 0 sleeps at once, else milliseconds
+    since the last call.  The error `library-unknown` asks for `SendLibrary`.
+    """
+
+    lease: LeaseId
+    sha256: Sha256
+    slots: Annotated[int, Meta(ge=1, le=4096)]
+    slot_bytes: Annotated[int, Meta(ge=1, le=2**31)]
+    hot_timeout_ms: Annotated[int, Meta(ge=-1, le=2**31)]
+
+
+class WorkerStarted(Message, frozen=True):
+    """The worker serves.  The frame carries the descriptor of its rings, one after another.
+
+    `functions` are the names in order of their index; where they do not fit
+    into one frame, `more` is set and `ListFunctions` brings the rest.
+    """
+
+    worker: Count
+    lanes: Cores
+    slots: int
+    slot_bytes: int
+    cpus: tuple[int, ...]
+    functions: tuple[Name, ...]
+    more: bool = False
+    steps_ns: dict[str, int] = {}
+
+
+class ListFunctions(Message, frozen=True):
+    """The table of functions from index `start` on; answered by `Functions`."""
+
+    lease: LeaseId
+    start: Count
+
+
+class Functions(Message, frozen=True):
+    functions: tuple[Name, ...]
+    more: bool = False
+
+
+class StopWorker(Message, frozen=True):
+    """End the lease's worker at once; the lease lives on."""
+
+    lease: LeaseId
+    reason: Text = ""
+
+
+class WorkerStopped(Message, frozen=True):
+    usage: Usage
+
+
+class WorkerExited(Message, frozen=True):
+    """The lease's worker is gone; its rings say ENDED.  `text` says how it died."""
+
+    lease: LeaseId
+    worker: Count
+    text: Text
+
+
+class LoadLibrary(Message, frozen=True):
+    """To a new worker: what to serve.  Descriptors: library, rings, accounting page.
+
+    Ring i starts at `i * ring_bytes` and is served by a thread on `cpus[i]` (-1: anywhere).
+    """
+
+    ring_bytes: Count
+    cpus: tuple[int, ...]
+    hot_timeout_ms: int
+    memory_bytes: Bytes
+    isolation: Name
+
+
+class LibraryLoaded(Message, frozen=True):
+    """The worker's lanes run; a page of its table of functions, `more` until the last."""
+
+    functions: tuple[Name, ...]
+    more: bool = False
+    steps_ns: dict[str, int] = {}
+
+
+class AdoptLink(Message, frozen=True):
+    """Serve the socket whose descriptor comes along as one more link."""
+
+
+class SpawnWorker(Message, frozen=True):
+    """Fork a worker; the descriptor that comes along is its end of a link."""
+
+
+class WorkerSpawned(Message, frozen=True):
+    pid: Count
+
+
+class KillWorker(Message, frozen=True):
+    """Kill a worker and all that it started."""
+
+    pid: Count
+
+
+class WorkerDied(Message, frozen=True):
+    """A worker is gone; `status` as of waitpid(2)."""
+
+    pid: Count
+    status: int
+
+

@@ -1,0 +1,354 @@
+"""The executor: one per node; turns leases into workers.
+
+A thin shell around three things: the pool of workers, the authority that
+grants leases, and the links of clients.  What a client opened ends with its
+link.  Several requests of one link are worked on at once, so that a worker
+that is slow to load does not keep a link's end from being noticed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+
+from msgspec.structs import replace
+
+from rfaas import __version__
+from rfaas.clock import Clock
+from rfaas.config import ExecutorConfig
+from rfaas.control import aio
+from rfaas.control.aio import AsyncLink, Listener
+from rfaas.control.authority import Authority, ManagerAuthority, OwnAuthority
+from rfaas.core.supervisor import Over
+from rfaas.errors import InternalError, PeerLostError, ProtocolError, RfaasError
+from rfaas.launch.libraries import Upload
+from rfaas.launch.pool import Pool
+from rfaas.proto import messages as m
+from rfaas.proto.codec import names_page
+from rfaas.sandbox import LEVELS
+
+PRIVATE = "private"  # the name of an executor that serves one client
+REQUESTS_PER_LINK_MAX = 16
+TICK_S = 0.1
+
+log = logging.getLogger("rfaas.executor")
+
+
+class Client:
+    """A link of a client, and what it has opened."""
+
+    def __init__(self, link: AsyncLink) -> None:
+        self.link = link
+        self.leases: set[str] = set()
+        self.upload: Upload | None = None
+
+    def notify(self, notice: m.Message) -> None:
+        with suppress(PeerLostError):
+            self.link.send(notice)
+
+
+class Executor:
+    """See the module's docstring; `run` makes one and lives its life."""
+
+    def __init__(
+        self,
+        config: ExecutorConfig,
+        clock: Clock,
+        zygote: tuple[int, socket.socket],
+        ready: Callable[[str], None],
+        lost: Callable[[], None],
+    ) -> None:
+        cores, cpus = cores_of(config)
+        self._config = config
+        self._clock = clock
+        self._started_s = clock.monotonic_s()
+        self._clients: dict[str, Client] = {}  # by lease
+        self._pool = Pool(config, cpus, clock, zygote, self._exited, self._over, lost)
+        self._node = m.JoinNode(
+            node=config.name,
+            address=config.address,
+            incarnation=secrets.token_hex(16),
+            cores=cores,
+            memory_bytes=memory_of(config),
+            isolation=tuple(LEVELS),
+        )
+        welcome = m.Welcome(version=m.PROTOCOL_VERSION, role="executor", name=config.name)
+        self._welcome = welcome
+        self._ready = ready
+        self._authority: Authority = OwnAuthority(self._node, clock)
+        self.listener = Listener(welcome, self._serve)
+
+    async def start(self, private: socket.socket | None) -> asyncio.Task[None] | None:
+        """Serve: at the configured address, or `private` alone (the task ends with that link)."""
+        if private is not None:
+            return self.listener.adopt(private)
+        self.listener = await aio.listen(self._config.address, self._welcome, self._serve)
+        where = f"executor {self._config.name} ready on {self._config.address}"
+        if self._config.resource_manager == "none":
+            flag = f"--executor {self._config.address}"
+            self._ready(f"{where}; next: rfaas call {flag} functions/libfunctions.so echo README.md")
+        else:
+            self._authority = ManagerAuthority(
+                self._config.resource_manager,
+                self._node,
+                self._clock,
+                self._pool.usage,
+                self._pool.end_lease,
+                lambda: self._ready(
+                    f"{where}, lends {self._node.cores} cores; "
+                    "next: rfaas call functions/libfunctions.so echo README.md"
+                ),
+            )
+        return None
+
+    async def tick(self) -> None:
+        """Let time pass, for ever."""
+        while True:
+            await asyncio.sleep(TICK_S)
+            self._pool.tick()
+
+    async def close(self) -> None:
+        """End every lease, worker and link."""
+        await self._pool.close()
+        await self._authority.close()
+        await self.listener.close()
+
+    # What the pool says
+
+    def _exited(self, lease: str, worker: int, text: str) -> None:
+        client = self._clients.get(lease)
+        if client is not None:
+            client.notify(m.WorkerExited(lease=lease, worker=worker, text=text))
+
+    def _over(self, over: Over) -> None:
+        log.info(
+            "lease %s is over (%s): %d calls, %.3f s executing, %.3f s polling",
+            over.lease[:8],
+            over.cause,
+            over.usage.calls,
+            over.usage.executing_ns / 1e9,
+            over.usage.polling_ns / 1e9,
+        )
+        self._authority.over(over)
+        client = self._clients.pop(over.lease, None)
+        if client is not None:
+            client.leases.discard(over.lease)
+            client.notify(m.LeaseEnded(lease=over.lease, cause=over.cause, usage=over.usage))
+
+    # Links
+
+    async def _serve(self, link: AsyncLink, hello: m.Hello) -> None:
+        client = Client(link)
+        tasks: set[asyncio.Task[None]] = set()
+        try:
+            while (message := await link.receive()) is not None:
+                task = asyncio.get_running_loop().create_task(self._reply(client, message))
+                tasks.add(task)
+                task.add_done_callback(tasks.discard)
+                if isinstance(message, m.SendLibrary) or len(tasks) >= REQUESTS_PER_LINK_MAX:
+                    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            if client.upload is not None:
+                client.upload.close()
+            for lease in list(client.leases):
+                self._pool.end_lease(lease, "client-lost")
+
+    async def _reply(self, client: Client, message: m.Message) -> None:
+        fds: tuple[int, ...] = ()
+        reply: m.Message
+        try:
+            match message:
+                case m.StartWorker():
+                    reply, fds = await self._start_worker(message)
+                case m.OpenLease():
+                    reply = await self._open(client, message)
+                case m.StopWorker():
+                    usage = await self._pool.stop(message.lease, message.reason)
+                    reply = m.WorkerStopped(usage=usage)
+                case m.ReleaseLease():
+                    reply = await self._release(client, message)
+                case m.SendLibrary():
+                    reply = self._take_library(client, message)
+                case m.ListFunctions():
+                    reply = self._functions(message)
+                case m.RequestLease():
+                    reply = self._authority.answer(message)
+                    if isinstance(reply, m.LeaseGranted):
+                        log.info(
+                            "lease %s granted %d cores to %s",
+                            reply.lease[:8],
+                            reply.cores,
+                            message.client,
+                        )
+                case m.RenewLease():
+                    reply = self._authority.answer(message)
+                case m.GetStatus():
+                    reply = self._status()
+                case m.AdoptLink():
+                    reply = self._adopt(client)
+                case _:
+                    raise ProtocolError(f"an executor does not answer {type(message).__name__}")
+        except RfaasError as error:
+            await aio.refuse(client.link, message.id, error)
+            return
+        with suppress(PeerLostError):
+            client.link.send(replace(reply, id=message.id), fds)
+
+    async def _open(self, client: Client, request: m.OpenLease) -> m.LeaseOpened:
+        claims = self._authority.claims(request.token)
+        lease = await self._pool.open(claims)
+        owner = self._clients.setdefault(claims.lease, client)
+        if owner is not client:
+            raise ProtocolError(f"lease {claims.lease[:8]} is open on another link")
+        client.leases.add(claims.lease)
+        left_s = max(0.0, lease.ends_at_s - self._clock.monotonic_s())
+        return m.LeaseOpened(lease=claims.lease, remaining_s=left_s)
+
+    async def _release(self, client: Client, request: m.ReleaseLease) -> m.Message:
+        if request.lease in client.leases:
+            client.leases.discard(request.lease)
+            self._clients.pop(request.lease, None)
+            await self._pool.close_lease(request.lease, "released")
+            return m.Done()
+        return self._authority.answer(request)
+
+    async def _start_worker(self, request: m.StartWorker) -> tuple[m.WorkerStarted, tuple[int]]:
+        worker, process, lease = await self._pool.start(request)
+        log.info(
+            "lease %s: worker %d serves %d lanes on processors %s",
+            request.lease[:8],
+            process.pid,
+            process.lanes,
+            ",".join(map(str, lease.cpus)),
+        )
+        names, more = names_page(process.functions, 0)
+        started = m.WorkerStarted(
+            worker=worker.number,
+            lanes=process.lanes,
+            slots=process.slots,
+            slot_bytes=process.slot_bytes,
+            cpus=lease.cpus,
+            functions=names,
+            more=more,
+            steps_ns=process.steps_ns,
+        )
+        return started, (process.rings_fd,)
+
+    def _take_library(self, client: Client, part: m.SendLibrary) -> m.LibraryStored:
+        if client.upload is None or part.offset == 0:
+            if client.upload is not None:
+                client.upload.close()
+            self._pool.libraries.check(part.size_bytes)
+            client.upload = Upload(part)
+        upload = client.upload
+        upload.take(part)
+        if upload.received == upload.size_bytes:
+            client.upload = None
+            try:
+                self._pool.libraries.add(upload)
+            finally:
+                upload.close()
+        return m.LibraryStored(received=upload.received)
+
+    def _functions(self, request: m.ListFunctions) -> m.Functions:
+        process = self._pool.process(request.lease)
+        names, more = names_page(process.functions if process else [], request.start)
+        return m.Functions(functions=names, more=more)
+
+    def _adopt(self, client: Client) -> m.Done:
+        fds = client.link.take_fds()
+        if self._config.name != PRIVATE or len(fds) != 1:
+            for fd in fds:
+                os.close(fd)
+            raise ProtocolError("only a private executor adopts a link, one at a time")
+        self.listener.adopt(socket.socket(fileno=fds[0]))
+        return m.Done()
+
+    def _status(self) -> m.StatusReport:
+        usage = self._pool.usage().values()
+        return m.StatusReport(
+            role="executor",
+            name=self._config.name,
+            version=__version__,
+            pid=os.getpid(),
+            uptime_s=self._clock.monotonic_s() - self._started_s,
+            address=self._config.address,
+            facts={
+                "cores": self._node.cores,
+                "leases": len(usage),
+                "calls of live leases": sum(one.calls for one in usage),
+            },
+        )
+
+
+def cores_of(config: ExecutorConfig) -> tuple[int, list[int]]:
+    """How many cores the node lends, and the processor for each lane, -1 where unpinned."""
+    cpus = sorted(os.sched_getaffinity(0))
+    if config.cores == "all":
+        return len(cpus), cpus
+    if config.cores <= len(cpus):
+        return config.cores, cpus[len(cpus) - config.cores :]
+    log.warning(
+        "executor.cores is %d, this process may use %d processors: lanes are not pinned",
+        config.cores,
+        len(cpus),
+    )
+    return config.cores, [-1] * config.cores
+
+
+def memory_of(config: ExecutorConfig) -> int:
+    """How many bytes of memory the node lends."""
+    if config.memory != "all":
+        return config.memory
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+async def run(
+    config: ExecutorConfig,
+    clock: Clock,
+    ready: Callable[[str], None],
+    stop: asyncio.Event,
+    zygote: tuple[int, socket.socket],
+    private: socket.socket | None = None,
+) -> None:
+    """Live as an executor until `stop` is set, or the link of a private one ends.
+
+    Args:
+        ready: called once, with the line that says what to type next.
+        zygote: process id and socket of `launch.zygote.start`, now the executor's.
+        private: the link of the one client to serve.
+
+    Raises:
+        AddressInUseError, SystemCallError: it cannot listen.
+        InternalError: the zygote is gone.
+    """
+    broken = asyncio.Event()
+
+    def lost() -> None:
+        broken.set()
+        stop.set()
+
+    loop = asyncio.get_running_loop()
+    executor = Executor(config, clock, zygote, ready, lost)
+    ticking = loop.create_task(executor.tick())
+    waits = [loop.create_task(stop.wait())]
+    try:
+        serving = await executor.start(private)
+        if serving is not None:
+            waits.append(serving)
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        ticking.cancel()
+        waits[0].cancel()
+        await asyncio.gather(ticking, waits[0], return_exceptions=True)
+        await executor.close()
+    if broken.is_set():
+        raise InternalError("the zygote is gone: no worker can be started")

@@ -1,0 +1,76 @@
+"""The worker: confine itself, load a library, run its lanes, wait to be ended.
+
+It is forked by the zygote with one link to the executor and nothing else.  Its
+lanes are native threads; this, its main thread, sleeps on the link.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import time
+
+from rfaas import sandbox
+from rfaas.control.link import Link
+from rfaas.core.elf import read_functions
+from rfaas.errors import PeerLostError, ProtocolError, RfaasError
+from rfaas.native._worker import Library, WorkerLanes
+from rfaas.proto.codec import names_page
+from rfaas.proto.messages import Error, LibraryLoaded, LoadLibrary
+
+
+def run(link: Link) -> int:
+    """Serve one library until the executor closes the link; the exit status."""
+    try:
+        task = link.receive()
+        if not isinstance(task, LoadLibrary):
+            raise ProtocolError(f"a worker's first message is LoadLibrary, not {task}")
+        try:
+            lanes = _load(link, task)
+        except RfaasError as error:
+            link.send(Error(id=task.id, code=error.code, text=error.text, hint=error.hint))
+            return 1
+        link.receive()  # nothing more is sent: this returns, by raising, at the end
+        lanes.stop()
+    except PeerLostError:
+        pass  # ended as it should be: lanes that still call go with the process
+    return 0
+
+
+def _load(link: Link, task: LoadLibrary) -> WorkerLanes:
+    steps = _Steps()
+    library_fd, rings_fd, account_fd = link.take_fds()
+    sandbox.level(task.isolation).enter(task.memory_bytes)
+    steps.done("confine")
+    with mmap.mmap(library_fd, 0, prot=mmap.PROT_READ) as image:
+        table = read_functions(image, os.uname().machine)
+    steps.done("read_functions")
+    library = Library(library_fd)
+    library.bind(table)
+    steps.done("load")
+    lanes = WorkerLanes(
+        library, rings_fd, task.ring_bytes, account_fd, task.cpus, task.hot_timeout_ms
+    )
+    for fd in (library_fd, rings_fd, account_fd):
+        os.close(fd)
+    steps.done("start_lanes")
+    names = [function.name for function in table]
+    start, more = 0, True
+    while more:
+        part, more = names_page(names, start)
+        start += len(part)
+        link.send(LibraryLoaded(id=task.id, functions=part, more=more, steps_ns=steps.ns))
+    return lanes
+
+
+class _Steps:
+    """How long each step of the start took."""
+
+    def __init__(self) -> None:
+        self.ns: dict[str, int] = {}
+        self._last = time.monotonic_ns()
+
+    def done(self, step: str) -> None:
+        now = time.monotonic_ns()
+        self.ns[step] = now - self._last
+        self._last = now

@@ -1,0 +1,73 @@
+"""What a resource manager remembers over a restart, and where: the interface.
+
+One implementation is a file per store; tests/store/test_store_contract.py holds
+each to this interface.  Records carry wall-clock seconds, because a monotonic
+clock means nothing to the next process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from msgspec import Struct
+
+from rfaas.core.lease import LIVE
+from rfaas.proto.messages import Usage
+
+
+class NodeRecord(Struct, frozen=True, kw_only=True):
+    """A node as it last joined; `key` signs its leases, so the store is a secret."""
+
+    node: str
+    address: str
+    incarnation: str
+    cores: int
+    memory_bytes: int
+    isolation: tuple[str, ...]
+    key: bytes
+
+
+class LeaseRecord(Struct, frozen=True, kw_only=True):
+    """A lease; `ends_at_s` is its deadline and, once `state` is not live, when it ended."""
+
+    lease: str
+    client: str
+    node: str
+    cores: int
+    memory_bytes: int
+    isolation: str
+    duration_s: float
+    granted_at_s: float
+    ends_at_s: float
+    fence: int
+    state: str = LIVE
+    usage: Usage = Usage()
+
+
+class Stored(Struct, frozen=True):
+    """All that a store holds: nodes by name, leases by fence, the greatest fence ever saved."""
+
+    nodes: tuple[NodeRecord, ...]
+    leases: tuple[LeaseRecord, ...]
+    fence: int
+
+
+class Store(Protocol):
+    """A place that keeps nodes and leases."""
+
+    def load(self) -> Stored:
+        """All that was saved and not pruned."""
+
+    def save(self, nodes: Sequence[NodeRecord] = (), leases: Sequence[LeaseRecord] = ()) -> None:
+        """Add or replace these, all or none; they are kept once this returns.
+
+        Raises:
+            SystemCallError: nothing was saved; a later call may succeed.
+        """
+
+    def prune(self, ended_max: int) -> None:
+        """Forget ended leases but the `ended_max` that ended last."""
+
+    def close(self) -> None:
+        """Can be called twice."""

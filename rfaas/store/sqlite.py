@@ -1,0 +1,250 @@
+"""The store in one SQLite file: the default, for one resource manager.
+
+The file is held exclusively, so that two managers cannot grant the same cores
+out of it, and is readable by its owner alone, because it holds keys.  The log
+is written ahead (WAL); with `synchronous = "normal"` what was saved survives a
+crash of the process, with "full" one of the machine, at a disk flush (about
+2 ms) per save.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal
+
+import msgspec
+
+from rfaas.config import ensure_private_dir
+from rfaas.core.lease import LIVE
+from rfaas.errors import ConfigError, RfaasError, SystemCallError
+from rfaas.proto.messages import Usage
+from rfaas.store import LeaseRecord, NodeRecord, Stored
+
+MEMORY = ":memory:"
+APPLICATION_ID = 0x72466153  # "rFaS", tells our files from other programs'
+
+# One entry per schema version: what turns the version before into it.  An
+# entry that was released is never edited; a change is a new entry.
+MIGRATIONS: tuple[tuple[str, ...], ...] = (
+    (
+        """
+        CREATE TABLE nodes (
+            node TEXT PRIMARY KEY,
+            address TEXT NOT NULL,
+            incarnation TEXT NOT NULL,
+            cores INTEGER NOT NULL,
+            memory_bytes INTEGER NOT NULL,
+            isolation TEXT NOT NULL, -- a JSON list
+            key BLOB NOT NULL
+        )
+        """,
+        """
+        CREATE TABLE leases (
+            lease TEXT PRIMARY KEY,
+            client TEXT NOT NULL,
+            node TEXT NOT NULL,
+            cores INTEGER NOT NULL,
+            memory_bytes INTEGER NOT NULL,
+            isolation TEXT NOT NULL,
+            duration_s REAL NOT NULL,
+            granted_at_s REAL NOT NULL, -- seconds since 1970
+            ends_at_s REAL NOT NULL,
+            fence INTEGER NOT NULL,
+            state TEXT NOT NULL,
+            allocated_ns INTEGER NOT NULL,
+            polling_ns INTEGER NOT NULL,
+            executing_ns INTEGER NOT NULL,
+            calls INTEGER NOT NULL,
+            failed INTEGER NOT NULL
+        )
+        """,
+        f"CREATE INDEX leases_ended ON leases (ends_at_s) WHERE state <> '{LIVE}'",
+        "CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL)",
+        "INSERT INTO counters VALUES ('fence', 0)",
+    ),
+)
+
+_NODE_FIELDS = NodeRecord.__struct_fields__
+_USAGE_FIELDS = Usage.__struct_fields__
+_LEASE_FIELDS = tuple(name for name in LeaseRecord.__struct_fields__ if name != "usage")
+_DISK_HINT = "nothing was saved; free space on the disk, it goes on by itself"
+
+
+def _upsert(table: str, fields: Sequence[str]) -> str:
+    return f"REPLACE INTO {table} ({', '.join(fields)}) VALUES ({', '.join('?' * len(fields))})"
+
+
+_SAVE_NODE = _upsert("nodes", _NODE_FIELDS)
+_SAVE_LEASE = _upsert("leases", _LEASE_FIELDS + _USAGE_FIELDS)
+
+
+class SqliteStore:
+    """A `Store`; `path` may be ":memory:"."""
+
+    def __init__(self, path: str, synchronous: Literal["normal", "full"] = "normal") -> None:
+        """Open or create the file.
+
+        Raises:
+            ConfigError: not a store of ours, a newer one, or others may read it.
+            SystemCallError: it cannot be opened or written, or is in use.
+        """
+        self._path = path
+        if path != MEMORY:
+            _create_private(path)
+        with self._explained("open"):
+            self._connection = sqlite3.connect(path, timeout=0, isolation_level=None)
+        try:
+            with self._explained("open"):
+                self._connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+                self._check_ours()
+                self._connection.execute("PRAGMA journal_mode = WAL")
+                self._connection.execute(f"PRAGMA synchronous = {synchronous}")
+                self._migrate()
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def load(self) -> Stored:
+        with self._explained("read"):
+            nodes = self._connection.execute(
+                f"SELECT {', '.join(_NODE_FIELDS)} FROM nodes ORDER BY node"
+            ).fetchall()
+            leases = self._connection.execute(
+                f"SELECT {', '.join(_LEASE_FIELDS + _USAGE_FIELDS)} FROM leases ORDER BY fence"
+            ).fetchall()
+            ((fence,),) = self._connection.execute(
+                "SELECT value FROM counters WHERE name = 'fence'"
+            )
+        return Stored(tuple(map(_node, nodes)), tuple(map(_lease, leases)), fence)
+
+    def save(self, nodes: Sequence[NodeRecord] = (), leases: Sequence[LeaseRecord] = ()) -> None:
+        with self._explained("write"), self._transaction():
+            self._connection.executemany(_SAVE_NODE, map(_node_row, nodes))
+            self._connection.executemany(_SAVE_LEASE, map(_lease_row, leases))
+            self._connection.execute(
+                "UPDATE counters SET value = max(value, ?) WHERE name = 'fence'",
+                (max((lease.fence for lease in leases), default=0),),
+            )
+
+    def prune(self, ended_max: int) -> None:
+        with self._explained("write"), self._transaction():
+            self._connection.execute(
+                f"""
+                DELETE FROM leases WHERE lease IN (
+                    SELECT lease FROM leases WHERE state <> '{LIVE}'
+                    ORDER BY ends_at_s DESC LIMIT -1 OFFSET ?
+                )
+                """,
+                (ended_max,),
+            )
+
+    def close(self) -> None:
+        self._connection.close()
+
+    # Private
+
+    def _check_ours(self) -> None:
+        version = self._pragma("user_version")
+        (tables,) = self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if tables and self._pragma("application_id") != APPLICATION_ID:
+            raise ConfigError(f"store {self._path} is a database of another program")
+        if version > len(MIGRATIONS):
+            raise ConfigError(
+                f"store {self._path} has schema {version}, "
+                f"this rfaas knows schemas up to {len(MIGRATIONS)}",
+                hint="a newer rfaas wrote it; use that one, or another file",
+            )
+
+    def _migrate(self) -> None:
+        with self._transaction():  # from here on the file is ours alone
+            version = self._pragma("user_version")
+            if version == len(MIGRATIONS):
+                return
+            for statements in MIGRATIONS[version:]:
+                for statement in statements:
+                    self._connection.execute(statement)
+            self._connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            self._connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+
+    def _pragma(self, name: str) -> int:
+        (value,) = self._connection.execute(f"PRAGMA {name}").fetchone()
+        return int(value)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._connection.execute("COMMIT")
+        except BaseException:
+            if self._connection.in_transaction:  # a full disk may have ended it
+                self._connection.execute("ROLLBACK")
+            raise
+
+    @contextmanager
+    def _explained(self, verb: str) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise _explanation(self._path, verb, error) from None
+
+
+def _explanation(path: str, verb: str, error: sqlite3.Error) -> RfaasError:
+    if type(error) is sqlite3.DatabaseError:  # its subclasses are other troubles
+        return ConfigError(
+            f"store {path} is damaged or not a database: {error}",
+            hint="name another file, or move this one away",
+        )
+    # By text, because Python 3.10 does not tell SQLite's codes.
+    text = str(error)
+    if "locked" in text:
+        hint = "is another resource manager using it?"
+    elif "full" in text or "disk I/O" in text:
+        hint = _DISK_HINT
+    else:
+        hint = ""
+    return SystemCallError(f"cannot {verb} store {path}: {text}", hint=hint)
+
+
+def _create_private(path: str) -> None:
+    directory = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(directory):
+        ensure_private_dir(directory)
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        mode = os.fstat(descriptor).st_mode
+        os.close(descriptor)
+    except OSError as error:
+        name = errno.errorcode.get(error.errno or 0, "")
+        raise SystemCallError(f"cannot open store {path}: {name} ({error.strerror})") from None
+    if mode & 0o077:
+        raise ConfigError(
+            f"store {path} holds keys and others may read it (mode {mode & 0o777:04o})",
+            hint=f"`chmod 600 {path}`",
+        )
+
+
+def _node_row(node: NodeRecord) -> tuple[object, ...]:
+    row = msgspec.structs.asdict(node)
+    row["isolation"] = msgspec.json.encode(node.isolation).decode()
+    return tuple(row.values())
+
+
+def _node(row: tuple[object, ...]) -> NodeRecord:
+    fields = dict(zip(_NODE_FIELDS, row, strict=True))
+    fields["isolation"] = msgspec.json.decode(str(fields["isolation"]))
+    return msgspec.convert(fields, NodeRecord)
+
+
+def _lease_row(lease: LeaseRecord) -> tuple[object, ...]:
+    return msgspec.structs.astuple(lease)[:-1] + msgspec.structs.astuple(lease.usage)
+
+
+def _lease(row: tuple[object, ...]) -> LeaseRecord:
+    fields = dict(zip(_LEASE_FIELDS, row, strict=False))
+    usage = dict(zip(_USAGE_FIELDS, row[len(_LEASE_FIELDS) :], strict=True))
+    return msgspec.convert(fields | {"usage": usage}, LeaseRecord)

@@ -1,0 +1,59 @@
+"""Making and checking rings: sealed memory files in the layout of `proto/wire.py`.
+
+The trusted side makes a ring and hands its descriptor to the worker and to
+what feeds it.  Sealed, so that nobody can shrink it under the others.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+
+from rfaas.errors import SystemCallError
+from rfaas.proto import wire
+
+SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+_HEADER = struct.Struct("<4IQI")
+
+
+def create(lanes: int, slots: int, slot_bytes: int, *, first: int = 0) -> int:
+    """Rings for so many lanes, one after another; returns the caller's descriptor of them.
+
+    Args:
+        slot_bytes: capacity of each input and each output; whole pages.
+        first: sequence number before the first one; tests start near the wrap.
+    """
+    header = _HEADER.pack(
+        wire.RING_MAGIC, wire.RING_VERSION, slots, wire.cells_for(slots), slot_bytes, first
+    )
+    stride = wire.ring_bytes(slots, slot_bytes)
+    return sealed("rfaas-rings", [(lane * stride, header) for lane in range(lanes)], lanes * stride)
+
+
+def create_account(lanes: int) -> int:
+    """A new accounting page for so many lanes; returns its descriptor."""
+    return sealed("rfaas-account", [], lanes * wire.ACCOUNT_LANE_BYTES)
+
+
+def sealed(name: str, parts: list[tuple[int, bytes]], size: int, *, final: bool = True) -> int:
+    """A memory file of `size` bytes with `parts` at their offsets; if `final`, its size is."""
+    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(fd, size)
+        for offset, part in parts:
+            os.pwrite(fd, part, offset)
+        if final:
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
+    except OSError as error:
+        os.close(fd)
+        raise SystemCallError(f"cannot make {name} of {size} bytes: {error.strerror}") from None
+    return fd
+
+
+def is_sealed(fd: int) -> bool:
+    """Whether the memory behind `fd` can no longer change its size."""
+    try:
+        return fcntl.fcntl(fd, fcntl.F_GET_SEALS) & SEALS == SEALS
+    except OSError:
+        return False

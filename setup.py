@@ -1,0 +1,71 @@
+"""How the native modules are compiled; all else about the package is in pyproject.toml.
+
+A file of its own because pyproject.toml can neither say `*.c` nor drop what the
+interpreter's own build left in the linker's command line.
+
+Each `rfaas/native/_*.pyx` becomes a module; all are linked with the same C files,
+compiled once.  RFAAS_WERROR=1 makes the C files' warnings errors (`make check`).
+"""
+
+from __future__ import annotations
+
+import os
+from glob import glob
+from pathlib import Path
+from typing import Any
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+NATIVE = "rfaas/native"
+GENERATED = "build/cython"  # the C that Cython makes: beside the sources it would pass for one
+MODULES = sorted(glob(f"{NATIVE}/_*.pyx"))
+C_SOURCES = sorted(
+    source for source in glob(f"{NATIVE}/*.c") if f"{source[: -len('.c')]}.pyx" not in MODULES
+)
+
+# hidden: calls between our own files go through no table, and a symbol of the
+# same name in a client's library cannot take one's place.
+CFLAGS = ["-O3", "-fno-plt", "-fvisibility=hidden", "-ffunction-sections", "-Wall", "-Wextra"]
+LDFLAGS = ["-Wl,--gc-sections"]  # a module carries what it calls of the C files, no more
+LIBRARIES = ["dl", "pthread", "rt"]
+
+
+class BuildExtension(build_ext):
+    """setuptools' own, less the interpreter's rpath, plus the C files that all modules share."""
+
+    def build_extensions(self) -> None:
+        """Compile the C files, then each module."""
+        compiler: Any = self.compiler
+        # pyenv's Python hands its own library folder to all that is linked for it.
+        compiler.linker_so = [
+            word for word in compiler.linker_so if not word.startswith(("-L", "-Wl,-rpath"))
+        ]
+        strict = ["-Werror"] if os.environ.get("RFAAS_WERROR") else []
+        objects = compiler.compile(
+            C_SOURCES, output_dir=self.build_temp, extra_postargs=[*CFLAGS, *strict]
+        )
+        for extension in self.extensions:
+            extension.extra_objects = objects
+        super().build_extensions()
+
+
+extensions = [
+    Extension(
+        f"rfaas.native.{Path(module).stem}",
+        sources=[module],
+        include_dirs=[NATIVE],
+        libraries=LIBRARIES,
+        extra_compile_args=CFLAGS,
+        extra_link_args=LDFLAGS,
+    )
+    for module in MODULES
+]
+
+setup(
+    cmdclass={"build_ext": BuildExtension},
+    ext_modules=cythonize(
+        extensions, build_dir=GENERATED, compiler_directives={"language_level": 3}, quiet=True
+    ),
+)

@@ -1,0 +1,141 @@
+"""What every store must do: the same tests over each implementation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from rfaas.proto.messages import Usage
+from rfaas.store import LeaseRecord, NodeRecord, Store, Stored
+from rfaas.store.sqlite import SqliteStore
+
+NODE = NodeRecord(
+    node="n1",
+    address="unix:/run/n1",
+    incarnation="1" * 32,
+    cores=4,
+    memory_bytes=2**60,
+    isolation=("none", 'a "quoted", level'),
+    key=bytes(range(32)),
+)
+LEASE = LeaseRecord(
+    lease="a" * 32,
+    client="tester \N{SNOWMAN} '); DROP TABLE leases; --",
+    node="n1",
+    cores=2,
+    memory_bytes=1 << 30,
+    isolation="process",
+    duration_s=60.0,
+    granted_at_s=1.8e9 + 0.123456,
+    ends_at_s=1.8e9 + 60.123456,
+    fence=3,
+    usage=Usage(allocated_ns=2**63 - 1, polling_ns=1, executing_ns=2, calls=3, failed=4),
+)
+
+
+def sqlite_file(path: Path) -> Store:
+    return SqliteStore(str(path / "store.db"))
+
+
+def sqlite_file_full(path: Path) -> Store:
+    return SqliteStore(str(path / "store.db"), "full")
+
+
+def sqlite_memory(_: Path) -> Store:
+    return SqliteStore(":memory:")
+
+
+@pytest.fixture(params=[sqlite_file, sqlite_file_full, sqlite_memory])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    store: Store = request.param(tmp_path)
+    yield store
+    store.close()
+
+
+def lease(number: int, **changes: object) -> LeaseRecord:
+    return msgspec.structs.replace(LEASE, lease=f"{number:032x}", fence=number, **changes)
+
+
+def test_a_new_store_is_empty(store: Store) -> None:
+    assert store.load() == Stored((), (), 0)
+
+
+def test_what_was_saved_comes_back(store: Store) -> None:
+    store.save([NODE], [LEASE])
+    assert store.load() == Stored((NODE,), (LEASE,), 3)
+
+
+def test_saving_nothing_changes_nothing(store: Store) -> None:
+    store.save([NODE], [LEASE])
+    store.save()
+    assert store.load() == Stored((NODE,), (LEASE,), 3)
+
+
+def test_saving_again_replaces(store: Store) -> None:
+    store.save([NODE], [LEASE])
+    joined = msgspec.structs.replace(NODE, incarnation="2" * 32, cores=8, key=bytes(32))
+    ended = msgspec.structs.replace(LEASE, state="released", usage=Usage(calls=9))
+    store.save([joined], [ended])
+    assert store.load() == Stored((joined,), (ended,), 3)
+
+
+def test_order_is_by_name_and_fence(store: Store) -> None:
+    names = [msgspec.structs.replace(NODE, node=name) for name in ("c", "a", "b")]
+    store.save(names, [lease(2), lease(3), lease(1)])
+    stored = store.load()
+    assert [node.node for node in stored.nodes] == ["a", "b", "c"]
+    assert [lease.fence for lease in stored.leases] == [1, 2, 3]
+
+
+def test_the_fence_never_goes_back(store: Store) -> None:
+    store.save(leases=[lease(9, state="released")])
+    store.save(leases=[lease(4)])
+    store.prune(0)
+    assert [one.fence for one in store.load().leases] == [4]
+    assert store.load().fence == 9
+
+
+def test_pruning_keeps_the_live_and_the_last_that_ended(store: Store) -> None:
+    store.save(leases=[lease(0, ends_at_s=0.0)])
+    store.save(leases=[lease(n, state="expired", ends_at_s=100.0 - n) for n in range(1, 6)])
+    store.prune(5)
+    assert len(store.load().leases) == 6
+    store.prune(2)
+    assert [one.fence for one in store.load().leases] == [0, 1, 2]
+
+
+def test_all_or_none(store: Store) -> None:
+    """A save that fails in its middle leaves nothing of itself."""
+    store.save(leases=[lease(1)])
+
+    with pytest.raises(KeyError):
+        store.save([NODE], Tripping([lease(2), lease(3)]))
+    assert store.load() == Stored((), (lease(1),), 1)
+    store.save(leases=[lease(4)])
+    assert store.load().fence == 4
+
+
+class Tripping(list[LeaseRecord]):
+    """Records of which the last cannot be had."""
+
+    def __iter__(self) -> Iterator[LeaseRecord]:
+        yield from self[:-1]
+        raise KeyError("the machine trips here")
+
+
+def test_closing_twice(store: Store) -> None:
+    store.close()
+    store.close()
+
+
+@pytest.mark.parametrize("opened", [sqlite_file, sqlite_file_full])
+def test_a_later_process_finds_it(opened: Callable[[Path], Store], tmp_path: Path) -> None:
+    first = opened(tmp_path)
+    first.save([NODE], [LEASE])
+    first.close()
+    second = opened(tmp_path)
+    assert second.load() == Stored((NODE,), (LEASE,), 3)
+    second.close()
