@@ -26,7 +26,7 @@ check: build man ## all that CI checks beside the tests: format, lint, types, wa
 	$(PYTHON_IN_TREE) -m ruff format --check
 	$(PYTHON_IN_TREE) -m ruff check
 	$(PYTHON_IN_TREE) -m mypy
-	RFAAS_WERROR=1 $(PYTHON_IN_TREE) setup.py -q build_ext --force \
+	RFAAS_WERROR=1 $(PYTHON_IN_TREE) setup.py -q build_ext --force --parallel 2 \
 	    --build-lib build/check/lib --build-temp build/check/temp
 	$(MAKE) --no-print-directory -C functions CFLAGS='-O3 -Werror' \
 	    LIBRARY='$(CURDIR)/build/check/libfunctions.so'

@@ -158,8 +158,8 @@ step() {
 # lacks PACKAGE REASON
 lacks() {
     packages="$packages $1"
-    reasons="$reasons  $1$tab$2
-"
+    reasons="$reasons
+  $1$tab$2"
 }
 
 # sets `base`, the interpreter that .venv is or will be made from
@@ -201,17 +201,14 @@ provide_system() {
     fi
     [ "$packages" ] || return 0
     if ! command -v apt-get >/dev/null; then
-        fail 69 "this machine lacks what rFaaS is built with:
-$reasons" 'install them (the names are those of Debian), then run `make build` again'
+        fail 69 "this machine lacks what rFaaS is built with:$reasons" 'install them (the names are those of Debian), then run `make build` again'
     fi
     as_root=''
     if [ "$(id -u)" != 0 ]; then
-        command -v sudo >/dev/null || fail 77 "this machine lacks what rFaaS is built with:
-$reasons" "as root, run: apt-get install$packages"
+        command -v sudo >/dev/null || fail 77 "this machine lacks what rFaaS is built with:$reasons" "as root, run: apt-get install$packages"
         as_root='sudo -n'
     fi
-    say 'this machine lacks, and apt-get is to install:'
-    printf '%s' "$reasons"
+    say "this machine lacks, and apt-get is to install:$reasons"
     if [ "$as_root" ] && ! sudo -v; then
         fail 77 'sudo was refused' "as root, run: apt-get install$packages"
     fi
@@ -256,7 +253,7 @@ PYTHON
 }
 
 offline_or() {
-    if grep -qiE 'name resolution|could not resolve|network is unreachable|no route to host|NewConnectionError|connection timed out' "$log"; then
+    if grep -qiE 'temporary failure|could not resolve|network is unreachable|no route to host|NewConnectionError|connection timed out' "$log"; then
         say 'this machine seems to be offline; packages come from where apt-get and pip are set up to look'
     else
         say "$1"
@@ -267,7 +264,7 @@ offline_or() {
 
 build_native() {
     : >build/native-begun
-    $venv/bin/python setup.py -q build_ext --force --build-lib build/lib --build-temp build/temp
+    $venv/bin/python setup.py -q build_ext --force --parallel 2 --build-lib build/lib --build-temp build/temp
     for module in rfaas/native/_*.pyx; do
         binary=${module%.pyx}$suffix
         # as old as the build's beginning, so that what was edited meanwhile counts as newer

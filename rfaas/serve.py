@@ -38,10 +38,7 @@ def run(config: Config, role: str, private_fd: int) -> int:
     if private is not None:
         logging.getLogger().setLevel(logging.WARNING)  # its client's terminal is not its log
     nursery = zygote.start() if role != "resource-manager" else None
-    try:
-        asyncio.run(_serve(config, role, nursery, private))
-    except asyncio.CancelledError:
-        pass
+    asyncio.run(_serve(config, role, nursery, private))
     return 0
 
 
@@ -70,9 +67,7 @@ async def _serve(
     manager = config.resource_manager
     if role != "executor":
         configuration.ensure_private_dir(os.path.dirname(path_of(manager.address)))
-        roles.append(
-            loop.create_task(resource_manager.run(manager, clock, _ready, stop))
-        )
+        roles.append(loop.create_task(resource_manager.run(manager, clock, _ready, stop)))
     if nursery is not None:
         own = config.executor
         if private is not None:

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from rfaas.client.library import Library
+from rfaas import transport
 from rfaas.control.link import Link
 from rfaas.errors import (
     ClosedError,
@@ -42,7 +43,6 @@ from rfaas.proto.messages import (
     WorkerExited,
     WorkerStarted,
 )
-from rfaas.transport import ring
 
 if TYPE_CHECKING:
     from rfaas.client.session import Session
@@ -161,6 +161,7 @@ class Lease(Lanes):
             slots=self._slots,
             slot_bytes=self._slot_bytes,
             hot_timeout_ms=self._hot_timeout_ms,
+            transport=self._session.config.lane.transport,
         )
         start = time.monotonic_ns()
         try:
@@ -174,10 +175,8 @@ class Lease(Lanes):
         started_at = time.monotonic_ns()
         fds = link.take_fds()
         try:
-            if len(fds) != 1 or not ring.is_sealed(fds[0]):
-                raise ProtocolError(f"{link.peer} sent no sealed rings")
-            stride = wire.ring_bytes(started.slots, started.slot_bytes)
-            lanes = [Lane(fds[0], lane * stride) for lane in range(started.lanes)]
+            carrier = transport.transport(started.transport)
+            lanes = carrier.accept(started.lanes, started.slots, started.slot_bytes, fds)
         finally:
             for fd in fds:
                 os.close(fd)
@@ -185,7 +184,7 @@ class Lease(Lanes):
         self.cpus = started.cpus
         self._install(lanes, self._table(link, started))
         self.steps_ns["start_worker"] = started_at - start
-        self.steps_ns["map_rings"] = time.monotonic_ns() - started_at
+        self.steps_ns["open_lanes"] = time.monotonic_ns() - started_at
         self.steps_ns.update({f"worker.{step}": ns for step, ns in started.steps_ns.items()})
 
     def _table(self, link: Link, started: WorkerStarted) -> list[str]:

@@ -33,8 +33,7 @@ class Library:
             image = _read(name)
         if not 0 < len(image) <= LIBRARY_BYTES_MAX:
             raise LibraryError(
-                f"library {name} has {len(image)} bytes, "
-                f"1 to {LIBRARY_BYTES_MAX} are allowed"
+                f"library {name} has {len(image)} bytes, 1 to {LIBRARY_BYTES_MAX} are allowed"
             )
         return cls(name, image, hashlib.sha256(image).hexdigest())
 

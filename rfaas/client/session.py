@@ -1,8 +1,8 @@
 """A session: a client's connection to a cluster, or to an executor of its own.
 
-    session.lease(...)    ask the resource manager (or an executor) for cores,
-                          show the token to the node, send the library, start a worker
-    keeper thread         renews leases while the session lives; nothing else needs it
+session.lease(...)    ask the resource manager (or an executor) for cores,
+                      show the token to the node, send the library, start a worker
+keeper thread         renews leases while the session lives; nothing else needs it
 """
 
 from __future__ import annotations
@@ -42,9 +42,7 @@ from rfaas.units import parse_bytes
 RENEWALS_PER_LEASE = 3  # a lease is renewed when a third of its time has passed
 
 
-def connect(
-    config: str | None = None, *, overrides: Mapping[str, object] | None = None
-) -> Session:
+def connect(config: str | None = None, *, overrides: Mapping[str, object] | None = None) -> Session:
     """Connect to the configured cluster, or start a private executor.
 
     Args:
@@ -161,9 +159,7 @@ class Session:
         with self._lock:
             self._leases.add(lease)
             if self._keeper is None:
-                self._keeper = threading.Thread(
-                    target=self._keep, name="rfaas-keeper", daemon=True
-                )
+                self._keeper = threading.Thread(target=self._keep, name="rfaas-keeper", daemon=True)
                 self._keeper.start()
         return lease
 

@@ -286,7 +286,9 @@ class Listener:
 async def refuse(link: AsyncLink, request_id: int, error: Exception) -> None:
     """Answer a request with an error, as far as the peer still listens."""
     if isinstance(error, RfaasError):
-        reply = Error(id=request_id, code=error.code, text=error.text[:4096], hint=error.hint[:4096])
+        reply = Error(
+            id=request_id, code=error.code, text=error.text[:4096], hint=error.hint[:4096]
+        )
     else:
         reply = Error(id=request_id, code="peer-lost", text="no message came in time")
     try:

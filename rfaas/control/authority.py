@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol
@@ -42,6 +43,7 @@ from rfaas.proto.messages import (
 
 USAGE_PER_BEAT_MAX = 256  # as messages.Beat
 LEASE_DURATION_MAX_S = 86400.0
+UNSENT_MAX = 4096  # ends of leases; past that the manager learns of them by expiry
 
 log = logging.getLogger("rfaas.executor")
 
@@ -141,6 +143,7 @@ class ManagerAuthority:
         self._joined = joined
         self._keys: tuple[bytes, ...] = ()  # of this join and the one before
         self._link: AsyncLink | None = None
+        self._unsent: deque[LeaseEnded] = deque(maxlen=UNSENT_MAX)  # while the manager is away
         self._task = asyncio.get_running_loop().create_task(self._keep_joined())
 
     def claims(self, token: bytes) -> Claims:
@@ -161,9 +164,12 @@ class ManagerAuthority:
         )
 
     def over(self, over: Over) -> None:
+        ended = LeaseEnded(lease=over.lease, cause=over.cause, usage=over.usage)
         if self._link is not None:
             with suppress(PeerLostError):
-                self._link.send(LeaseEnded(lease=over.lease, cause=over.cause, usage=over.usage))
+                self._link.send(ended)
+                return
+        self._unsent.append(ended)
 
     async def close(self) -> None:
         if self._link is not None:
@@ -200,6 +206,8 @@ class ManagerAuthority:
         first = not self._keys
         self._keys = (reply.key, *self._keys[:1])
         self._link = link
+        while self._unsent:
+            link.send(self._unsent.popleft())
         for lease in reply.revoked:
             self._revoke(lease, "revoked")
         log.info("node %s joined the %s at %s", self._node.node, link.peer, self._address)

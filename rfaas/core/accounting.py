@@ -13,6 +13,7 @@ from rfaas.core.lease import UNUSED
 from rfaas.errors import InternalError
 from rfaas.proto.messages import Usage
 from rfaas.proto.wire import (
+    ACCOUNT_BUSY_SINCE_NS,
     ACCOUNT_CALLS,
     ACCOUNT_EXECUTING_NS,
     ACCOUNT_FAILED,
@@ -31,7 +32,11 @@ def allocated_ns(cores: int, seconds: float) -> int:
 
 
 def usage_of(
-    page: bytes | memoryview, lanes: int, allocated_ns: int, carried: Usage = UNUSED
+    page: bytes | memoryview,
+    lanes: int,
+    allocated_ns: int,
+    carried: Usage = UNUSED,
+    now_ns: int = 0,
 ) -> Usage:
     """What a lease has used in all.
 
@@ -41,6 +46,7 @@ def usage_of(
             whether it had a worker or not.
         carried: The usage of the lease when its last worker ended: the result
             of this function then.  Its `allocated_ns` is part of the new one.
+        now_ns: CLOCK_MONOTONIC, up to which a call that runs is counted; 0: it is not.
     """
     if len(page) < lanes * ACCOUNT_LANE_BYTES:
         raise InternalError(f"an accounting page of {len(page)} bytes is short for {lanes} lanes")
@@ -49,7 +55,12 @@ def usage_of(
         lines = range(field, lanes * ACCOUNT_LANE_BYTES, ACCOUNT_LANE_BYTES)
         return sum(int(_U64.unpack_from(page, offset)[0]) for offset in lines)
 
-    executing_ns = min(carried.executing_ns + total(ACCOUNT_EXECUTING_NS), allocated_ns)
+    def running() -> int:
+        lines = range(ACCOUNT_BUSY_SINCE_NS, lanes * ACCOUNT_LANE_BYTES, ACCOUNT_LANE_BYTES)
+        since = [int(_U64.unpack_from(page, offset)[0]) for offset in lines]
+        return sum(max(0, now_ns - start) for start in since if start)
+
+    executing_ns = min(carried.executing_ns + total(ACCOUNT_EXECUTING_NS) + running(), allocated_ns)
     polling_ns = min(carried.polling_ns + total(ACCOUNT_POLLING_NS), allocated_ns - executing_ns)
     calls = min(carried.calls + total(ACCOUNT_CALLS), COUNT_MAX)
     return Usage(

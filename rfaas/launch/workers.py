@@ -10,6 +10,7 @@ import asyncio
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable
 
 from rfaas.control.aio import AsyncLink
@@ -136,14 +137,16 @@ class WorkerProcess:
                 case _:
                     raise LibraryError(f"the worker sent {type(message).__name__} while loading")
         status = await asyncio.shield(self._death)
-        raise WorkerCrashedError(f"the worker died while it loaded the library: {exit_text(status)}")
+        raise WorkerCrashedError(
+            f"the worker died while it loaded the library: {exit_text(status)}"
+        )
 
     def usage(self, allocated_ns: int, carried: Usage) -> Usage:
         """What its lease has used so far, on top of what earlier workers had."""
         if self._account_fd < 0:
             return usage_of(b"", 0, allocated_ns, carried)
         page = os.pread(self._account_fd, self.lanes * wire.ACCOUNT_LANE_BYTES, 0)
-        return usage_of(page, self.lanes, allocated_ns, carried)
+        return usage_of(page, self.lanes, allocated_ns, carried, time.monotonic_ns())
 
     def end_rings(self) -> None:
         """Tell whoever waits on the rings that nobody serves them any more."""
@@ -158,7 +161,6 @@ class WorkerProcess:
             if fd >= 0:
                 os.close(fd)
         self.rings_fd = self._account_fd = -1
-
 
 
 def exit_text(status: int) -> str:

@@ -160,5 +160,3 @@ def _kill(pid: int) -> None:
 def _kill_group(pid: int) -> None:
     with suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
-
-

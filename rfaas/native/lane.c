@@ -112,6 +112,8 @@ static inline void lane_serve(worker_lane *lane, const ring_cell *cell, uint32_t
         const uint64_t before = ticks();
         line->busy_since_ns = times->start_ns + ticks_to_ns(before - times->start);
         result = lane_call(lane, function, input, size, output);
+        line->calls++; /* before the answer: what a client has seen is counted */
+        line->failed += result.status != STATUS_OK;
         if (result.size <= INLINE_BYTES_MAX)
             cell_put_inline_padded(reply, seq, imm_make(slot, result.status, FLAG_INLINE), output,
                                    result.size, result.detail);
@@ -123,12 +125,12 @@ static inline void lane_serve(worker_lane *lane, const ring_cell *cell, uint32_t
         times->last_call = after;
         goto answered;
     }
+    line->calls++;
+    line->failed++;
     cell_put(reply, seq, imm_make(slot, result.status, FLAG_INLINE), 0, result.detail);
     times->last_call = ticks();
 answered:
     wake_if_asleep(&ring->header->client_sleeps);
-    line->calls++;
-    line->failed += result.status != STATUS_OK;
     account(lane, times, times->last_call);
 }
 

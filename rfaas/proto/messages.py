@@ -15,7 +15,7 @@ that names both.  Replies are the message that stands under "answered by", or
                             GetStatus         StatusReport
     client -> executor      OpenLease         LeaseOpened
                             SendLibrary...    LibraryStored (after the last part)
-                            StartWorker       WorkerStarted (with the rings' descriptor)
+                            StartWorker       WorkerStarted (with what the transport offers)
                             StopWorker        WorkerStopped
     executor -> client      WorkerExited      (notice)
                             LeaseEnded        (notice)
@@ -288,16 +288,18 @@ class StartWorker(Message, frozen=True):
     slots: Annotated[int, Meta(ge=1, le=4096)]
     slot_bytes: Annotated[int, Meta(ge=1, le=2**31)]
     hot_timeout_ms: Annotated[int, Meta(ge=-1, le=2**31)]
+    transport: Name = "auto"
 
 
 class WorkerStarted(Message, frozen=True):
-    """The worker serves.  The frame carries the descriptor of its rings, one after another.
+    """The worker serves.  What its transport offers to the client comes along.
 
     `functions` are the names in order of their index; where they do not fit
     into one frame, `more` is set and `ListFunctions` brings the rest.
     """
 
     worker: Count
+    transport: Name
     lanes: Cores
     slots: int
     slot_bytes: int
@@ -382,5 +384,3 @@ class WorkerDied(Message, frozen=True):
 
     pid: Count
     status: int
-
-

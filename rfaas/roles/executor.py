@@ -31,6 +31,7 @@ from rfaas.launch.pool import Pool
 from rfaas.proto import messages as m
 from rfaas.proto.codec import names_page
 from rfaas.sandbox import LEVELS
+from rfaas.transport import transport
 
 PRIVATE = "private"  # the name of an executor that serves one client
 REQUESTS_PER_LINK_MAX = 16
@@ -91,7 +92,9 @@ class Executor:
         where = f"executor {self._config.name} ready on {self._config.address}"
         if self._config.resource_manager == "none":
             flag = f"--executor {self._config.address}"
-            self._ready(f"{where}; next: rfaas call {flag} functions/libfunctions.so echo README.md")
+            self._ready(
+                f"{where}; next: rfaas call {flag} functions/libfunctions.so echo README.md"
+            )
         else:
             self._authority = ManagerAuthority(
                 self._config.resource_manager,
@@ -150,6 +153,7 @@ class Executor:
                 task = asyncio.get_running_loop().create_task(self._reply(client, message))
                 tasks.add(task)
                 task.add_done_callback(tasks.discard)
+                await asyncio.sleep(0)  # who never stops asking must not keep others waiting
                 if isinstance(message, m.SendLibrary) or len(tasks) >= REQUESTS_PER_LINK_MAX:
                     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -220,7 +224,10 @@ class Executor:
             return m.Done()
         return self._authority.answer(request)
 
-    async def _start_worker(self, request: m.StartWorker) -> tuple[m.WorkerStarted, tuple[int]]:
+    async def _start_worker(
+        self, request: m.StartWorker
+    ) -> tuple[m.WorkerStarted, tuple[int, ...]]:
+        carrier = transport(request.transport)
         worker, process, lease = await self._pool.start(request)
         log.info(
             "lease %s: worker %d serves %d lanes on processors %s",
@@ -232,6 +239,7 @@ class Executor:
         names, more = names_page(process.functions, 0)
         started = m.WorkerStarted(
             worker=worker.number,
+            transport=carrier.name,
             lanes=process.lanes,
             slots=process.slots,
             slot_bytes=process.slot_bytes,
@@ -240,7 +248,7 @@ class Executor:
             more=more,
             steps_ns=process.steps_ns,
         )
-        return started, (process.rings_fd,)
+        return started, carrier.offer(process.rings_fd)
 
     def _take_library(self, client: Client, part: m.SendLibrary) -> m.LibraryStored:
         if client.upload is None or part.offset == 0:
