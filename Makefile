@@ -50,7 +50,7 @@ completion: build ## shell completion from the same parser: build/completion
 	    --output build/completion/_rfaas rfaas.cli.build_parser
 
 clean: ## remove what was built, but for .venv
-	rm -rf build dist rfaas.egg-info rfaas/native/*.so functions/*.so demo-output
+	rm -rf build dist rfaas.egg-info rfaas/*/*.so functions/*.so demo-output
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 

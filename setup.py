@@ -4,7 +4,7 @@ A file of its own because pyproject.toml can neither say `*.c` nor drop what the
 interpreter's own build left in the linker's command line.
 
 Each `rfaas/native/_*.pyx` becomes a module; all are linked with the same C files,
-compiled once.  RFAAS_WERROR=1 makes the C files' warnings errors (`make check`).
+compiled once.  RFAAS_WERROR=1 makes warnings errors (`make check`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ C_SOURCES = sorted(
 
 # hidden: calls between our own files go through no table, and a symbol of the
 # same name in a client's library cannot take one's place.
-CFLAGS = ["-O3", "-fno-plt", "-fvisibility=hidden", "-ffunction-sections", "-Wall", "-Wextra"]
+CFLAGS = ["-O3", "-fno-plt", "-fvisibility=hidden", "-ffunction-sections", "-g1"]
+CFLAGS += ["-Wall", "-Wextra", *(["-Werror"] if os.environ.get("RFAAS_WERROR") else [])]
 LDFLAGS = ["-Wl,--gc-sections"]  # a module carries what it calls of the C files, no more
 LIBRARIES = ["dl", "pthread", "rt"]
 
@@ -42,12 +43,10 @@ class BuildExtension(build_ext):
         compiler.linker_so = [
             word for word in compiler.linker_so if not word.startswith(("-L", "-Wl,-rpath"))
         ]
-        strict = ["-Werror"] if os.environ.get("RFAAS_WERROR") else []
-        objects = compiler.compile(
-            C_SOURCES, output_dir=self.build_temp, extra_postargs=[*CFLAGS, *strict]
-        )
+        objects = compiler.compile(C_SOURCES, output_dir=self.build_temp, extra_postargs=CFLAGS)
         for extension in self.extensions:
-            extension.extra_objects = objects
+            if extension.name.startswith("rfaas.native."):
+                extension.extra_objects = objects
         super().build_extensions()
 
 
@@ -55,6 +54,7 @@ extensions = [
     Extension(
         f"rfaas.native.{Path(module).stem}",
         sources=[module],
+        depends=[module, *C_SOURCES, *glob(f"{NATIVE}/*.h"), *glob(f"{NATIVE}/*.pxd")],
         include_dirs=[NATIVE],
         libraries=LIBRARIES,
         extra_compile_args=CFLAGS,
@@ -62,6 +62,16 @@ extensions = [
     )
     for module in MODULES
 ]
+# The library that `rfaas bench` sends to its worker: no Python in it, built as one all the same.
+extensions.append(
+    Extension(
+        "rfaas.bench.peer",
+        sources=["rfaas/bench/peer.c"],
+        depends=["rfaas/bench/peer.h"],
+        extra_compile_args=CFLAGS,
+        extra_link_args=LDFLAGS,
+    )
+)
 
 setup(
     cmdclass={"build_ext": BuildExtension},

@@ -15,6 +15,11 @@ pending=$venv/rfaas-pending # there while .venv is being filled
 logs=build/setup
 tab=$(printf '\t')
 
+# What setup.py makes a binary of, each beside its source; and what they all depend on.
+modules='rfaas/native/_*.pyx rfaas/bench/*.c'
+module_sources='setup.py rfaas/native/*.pyx rfaas/native/*.pxd rfaas/native/*.[ch]'
+module_sources="$module_sources rfaas/bench/*.[ch]"
+
 # Interpreters answer in one line: version, suffix of extension modules.
 PROBE='import sys, _imp; print("%d.%d.%d" % sys.version_info[:3], _imp.extension_suffixes()[0])'
 
@@ -78,14 +83,16 @@ SUM
 
 packages_are_stale() {
     packages_wanted
-    ! [ -e $stamp ] || { read -r found <$stamp && [ "$found" != "$wanted_stamp" ]; }
+    found=''
+    ! [ -e $stamp ] || read -r found <$stamp || :
+    [ "$found" != "$wanted_stamp" ]
 }
 
 native_is_stale() {
-    for module in rfaas/native/_*.pyx; do
-        binary=${module%.pyx}$suffix
+    for module in $modules; do
+        binary=${module%.*}$suffix
         [ -e "$binary" ] || return 0
-        for source in setup.py rfaas/native/*.pyx rfaas/native/*.pxd rfaas/native/*.[ch]; do
+        for source in $module_sources; do
             ! [ "$source" -nt "$binary" ] || return 0
         done
     done
@@ -99,7 +106,8 @@ functions_are_stale() { ! make -q -C functions >/dev/null 2>&1; }
 clock() { date +%s; }
 
 ticker() {
-    trap 'kill "$sleeper"; exit 0' TERM
+    sleeper=''
+    trap 'kill $sleeper 2>/dev/null; exit 0' TERM
     while :; do
         sleep 1 >/dev/null 2>&1 &
         sleeper=$!
@@ -177,16 +185,16 @@ find_base() {
     case $base_file in /usr/bin/*) base_name=${base_file##*/} ;; esac
 }
 
-compiles() { printf '#include <%s>\n' "$1" | ${CC:-cc} -xc -fsyntax-only ${2+"-I$2"} - 2>/dev/null; }
+compiles_c() { echo '#include <stdio.h>' | ${CC:-cc} -xc -fsyntax-only - 2>/dev/null; }
 
 provide_system() {
     packages='' reasons=''
     if [ "$need_venv" ] && ! "$base" -I -c 'import ensurepip, venv' 2>/dev/null; then
-        [ "$base_name" ] || fail 69 "\`$base\` ($version) cannot make virtual environments: it has no ensurepip" \
+        [ "$base_name" ] || fail 69 "\`$base\` ($version) cannot make .venv: it has no ensurepip" \
             "name another one: make build PYTHON=/usr/bin/python3"
         lacks "$base_name-venv" 'to make .venv, where the Python packages go'
     fi
-    if [ "$need_compiler" ] && ! compiles stdio.h; then
+    if [ "$need_compiler" ] && ! compiles_c; then
         [ -z "${CC-}" ] || fail 69 "the compiler that CC names does not work: $CC"
         lacks gcc 'to compile the native modules and functions/'
         lacks libc6-dev 'the headers of the C library, for the same'
@@ -194,28 +202,26 @@ provide_system() {
     if [ "$need_native" ]; then
         include=$("$base" -I -c 'import sysconfig; print(sysconfig.get_path("include"))')
         if ! [ -e "$include/Python.h" ]; then
-            [ "$base_name" ] || fail 69 "\`$base\` ($version) lacks its headers: no $include/Python.h" \
+            [ "$base_name" ] || fail 69 "\`$base\` lacks its headers: no $include/Python.h" \
                 "name another one: make build PYTHON=/usr/bin/python3"
             lacks "$base_name-dev" 'the headers of Python, to compile the native modules'
         fi
     fi
     [ "$packages" ] || return 0
-    if ! command -v apt-get >/dev/null; then
-        fail 69 "this machine lacks what rFaaS is built with:$reasons" 'install them (the names are those of Debian), then run `make build` again'
-    fi
+    lacking="this machine lacks what rFaaS is built with:$reasons"
+    by_hand="as root, run: apt-get install$packages"
+    command -v apt-get >/dev/null ||
+        fail 69 "$lacking" 'these are the names in Debian; install them, then run `make build` again'
     as_root=''
     if [ "$(id -u)" != 0 ]; then
-        command -v sudo >/dev/null || fail 77 "this machine lacks what rFaaS is built with:$reasons" "as root, run: apt-get install$packages"
+        command -v sudo >/dev/null || fail 77 "$lacking" "$by_hand"
         as_root='sudo -n'
     fi
     say "this machine lacks, and apt-get is to install:$reasons"
-    if [ "$as_root" ] && ! sudo -v; then
-        fail 77 'sudo was refused' "as root, run: apt-get install$packages"
-    fi
+    [ -z "$as_root" ] || sudo -v || fail 77 'sudo was refused' "$by_hand"
     step 1 'installing system packages' apt_install $packages
-    [ $status = 0 ] || fail 69 "apt-get could not install$packages" \
-        "$(offline_or "as root, run: apt-get install$packages")"
-    [ -z "$need_compiler" ] || compiles stdio.h || fail 69 "\`cc\` does not compile after apt-get installed it"
+    [ $status = 0 ] || fail 69 "apt-get could not install$packages" "$(offline_or "$by_hand")"
+    [ -z "$need_compiler" ] || compiles_c || fail 69 '`cc` does not compile though it was installed'
 }
 
 apt_install() {
@@ -253,8 +259,9 @@ PYTHON
 }
 
 offline_or() {
-    if grep -qiE 'temporary failure|could not resolve|network is unreachable|no route to host|NewConnectionError|connection timed out' "$log"; then
-        say 'this machine seems to be offline; packages come from where apt-get and pip are set up to look'
+    signs='temporary failure|could not resolve|unreachable|no route|NewConnectionError|timed out'
+    if grep -qiE "$signs" "$log"; then
+        say 'this machine seems to be offline: apt-get and pip do not reach what they are set up to ask'
     else
         say "$1"
     fi
@@ -264,9 +271,10 @@ offline_or() {
 
 build_native() {
     : >build/native-begun
-    $venv/bin/python setup.py -q build_ext --force --parallel 2 --build-lib build/lib --build-temp build/temp
-    for module in rfaas/native/_*.pyx; do
-        binary=${module%.pyx}$suffix
+    $venv/bin/python -I setup.py -q build_ext --force --parallel 2 \
+        --build-lib build/lib --build-temp build/temp
+    for module in $modules; do
+        binary=${module%.*}$suffix
         # as old as the build's beginning, so that what was edited meanwhile counts as newer
         touch -r build/native-begun "build/lib/$binary"
         # renamed into place: who has the old one loaded keeps it
@@ -294,8 +302,8 @@ something_to_do() {
 }
 
 something_to_do || exit 0
-[ -w . ] || fail 73 "cannot build in $tree: it cannot be written to" 'build in a copy, or as the owner of the tree'
-mkdir -p $logs || fail 73 "cannot build in $tree: cannot make $logs"
+{ [ -w . ] && mkdir -p $logs && [ -w build ]; } ||
+    fail 73 "cannot build in $tree: it cannot be written to" 'build in a copy, or as its owner'
 if command -v flock >/dev/null; then
     exec 9>build/setup.lock
     flock -n 9 || { say 'waiting for another `make build` in this tree' && flock 9; }

@@ -12,19 +12,20 @@ The TOML reader is imported only when a file is read: `rfaas call` must start fa
 from __future__ import annotations
 
 import errno
+import operator
 import os
 import stat
 import sys
 from contextlib import suppress
 from functools import cache
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_type_hints
 
 import msgspec
 from msgspec import Meta, Struct
 
 from rfaas import config_text
-from rfaas.errors import ConfigError, near
+from rfaas.errors import ConfigError, UsageError, near
 from rfaas.proto import wire
 from rfaas.units import parse_bytes
 
@@ -86,7 +87,7 @@ class ClientConfig(Section, frozen=True):
     """`[client]`: whom a client asks, and how it waits."""
 
     resource_manager: Address = ""
-    executor: Address = ""
+    executor: Address | Literal["private"] = ""
     name: Name = ""
     lease_duration_s: Duration = 60.0
     call_timeout_s: Annotated[float, Meta(ge=0, le=_TEN_YEARS_S)] = 0.0
@@ -177,6 +178,21 @@ def load(
         tree.setdefault(given.section, {})[given.key] = _checked(given)
         origin[f"{given.section}.{given.key}"] = given.origin
     return Loaded(_filled(msgspec.convert(tree, Config), environ), origin)
+
+
+def checked_argument(name: str, key: str, value: object) -> Any:
+    """`value`, as the configuration's "section.key" would take it, for argument `name`.
+
+    Raises:
+        UsageError: not a value for that key; the message is the same, with `name` as its place.
+    """
+    section, _, last = key.partition(".")
+    if not isinstance(value, (bool, int)) and hasattr(value, "__index__"):
+        value = operator.index(value)  # numbers of other libraries, such as numpy's
+    try:
+        return _checked(_Given(f"argument {name}", "argument", section, last, value))
+    except ConfigError as error:
+        raise UsageError(error.text, hint=error.hint) from None
 
 
 def runtime_dir(environ: Mapping[str, str] = os.environ) -> str:

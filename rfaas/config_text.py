@@ -91,7 +91,11 @@ def fault(key: Key, value: object) -> tuple[str, str]:
 
 def described(value: object) -> str:
     """A value of a wrong type: what it is, and itself where it is short to say."""
-    noun = _NOUNS.get(type(value), "a date or time")
+    noun = _NOUNS.get(type(value)) or (
+        "a date or time"
+        if type(value).__module__ == "datetime"
+        else f"a value of type {type(value).__name__}"
+    )
     return f"{noun} ({_shown(value)})" if type(value) in (int, float, str) else noun
 
 

@@ -1,27 +1,25 @@
 """Runs roles in this process until they are told to stop.
 
-The one place that knows more than one role: it forks the zygote before there
-is an event loop, sets up signals and logs, and runs the roles side by side.
+The one place that knows more than one role.  The zygote is forked before
+anything heavy is loaded: it stays small, and while it loads what workers need,
+this process loads asyncio and the roles.
 """
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import os
-import signal
 import socket
 import sys
+from typing import TYPE_CHECKING
 
 from rfaas import config as configuration
 from rfaas.clock import SystemClock
-from rfaas.config import Config
 from rfaas.control.sockets import path_of
 from rfaas.errors import UsageError
 from rfaas.launch import zygote
-from rfaas.roles import executor, resource_manager
 
-_PRIVATE = {"name": executor.PRIVATE, "resource_manager": "none", "address": "private"}
+if TYPE_CHECKING:
+    from rfaas.config import Config
 
 
 def run(config: Config, role: str, private_fd: int) -> int:
@@ -29,16 +27,20 @@ def run(config: Config, role: str, private_fd: int) -> int:
 
     `private_fd` is the socket of the one client that a private executor serves, or -1.
     """
+    private = _private_socket(role, private_fd)
+    nursery = zygote.start() if role != "resource-manager" else None
+    import asyncio
+    import logging
+
     logging.basicConfig(
-        level=config.log.level.upper(),
+        # A private executor speaks on its client's terminal, which is not its log.
+        level="WARNING" if private else config.log.level.upper(),
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         stream=sys.stderr,
     )
-    private = _private_socket(role, private_fd)
-    if private is not None:
-        logging.getLogger().setLevel(logging.WARNING)  # its client's terminal is not its log
-    nursery = zygote.start() if role != "resource-manager" else None
     asyncio.run(_serve(config, role, nursery, private))
+    if private is not None:
+        os._exit(0)  # its client waits for it to be gone, not for an interpreter to tidy up
     return 0
 
 
@@ -47,6 +49,8 @@ def _private_socket(role: str, fd: int) -> socket.socket | None:
         return None
     if role != "executor":
         raise UsageError("--private-fd is for the role executor")
+    # It has no use for TLS, and asyncio does without it: 10 ms of its client's time.
+    sys.modules.setdefault("ssl", None)  # type: ignore[arg-type]
     return socket.socket(fileno=fd)
 
 
@@ -56,7 +60,8 @@ async def _serve(
     nursery: tuple[int, socket.socket] | None,
     private: socket.socket | None,
 ) -> None:
-    from msgspec.structs import replace
+    import asyncio
+    import signal
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -64,14 +69,18 @@ async def _serve(
         loop.add_signal_handler(number, stop.set)
     clock = SystemClock()
     roles = []
-    manager = config.resource_manager
     if role != "executor":
+        from rfaas.roles import resource_manager
+
+        manager = config.resource_manager
         configuration.ensure_private_dir(os.path.dirname(path_of(manager.address)))
         roles.append(loop.create_task(resource_manager.run(manager, clock, _ready, stop)))
     if nursery is not None:
+        from rfaas.roles import executor
+
         own = config.executor
         if private is not None:
-            own = replace(own, **_PRIVATE)
+            own = executor.private(own)
         else:
             configuration.ensure_private_dir(os.path.dirname(path_of(own.address)))
         roles.append(loop.create_task(executor.run(own, clock, _ready, stop, nursery, private)))

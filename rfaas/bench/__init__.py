@@ -1,0 +1,1 @@
+"""Benchmarks: what an invocation costs, against the bare exchange of the same bytes."""

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from rfaas.client.library import Library
 from rfaas import transport
+from rfaas.client.library import Library
 from rfaas.control.link import Link
 from rfaas.errors import (
     ClosedError,
@@ -73,6 +73,7 @@ class Lease(Lanes):
         self.id = ""
         self.node = ""
         self.isolation = ""
+        self.transport = ""
         self.cpus: tuple[int, ...] = ()
         self.steps_ns: dict[str, int] = {}
         self._session = session
@@ -181,6 +182,7 @@ class Lease(Lanes):
             for fd in fds:
                 os.close(fd)
         self._worker = started.worker
+        self.transport = carrier.name
         self.cpus = started.cpus
         self._install(lanes, self._table(link, started))
         self.steps_ns["start_worker"] = started_at - start
@@ -222,8 +224,9 @@ class Lease(Lanes):
         while lane.failure is None and time.monotonic() < deadline:
             self._listen(NOTICE_TIMEOUT_S)
         if lane.failure is None:
-            self._fail(WorkerCrashedError("the worker is gone and its executor does not say why"))
-            lane.failure = lane.failure or self._ended
+            error = WorkerCrashedError("the worker is gone and its executor does not say why")
+            self._fail(error)
+            lane.failure = self._ended or error
 
     def _late(self, lane: Lane, name: str, timeout_s: float) -> None:
         """A call is past its deadline: it ends only with its worker."""

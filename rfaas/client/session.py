@@ -14,10 +14,11 @@ import time
 import weakref
 from collections.abc import Mapping
 from types import TracebackType
+from typing import Any
 
 from rfaas.client.lease import Lease
 from rfaas.client.library import Library
-from rfaas.config import Config, load
+from rfaas.config import Config, checked_argument, load
 from rfaas.control import link as links
 from rfaas.control.link import Link
 from rfaas.errors import ClosedError, ProtocolError, RfaasError, UnavailableError
@@ -37,7 +38,6 @@ from rfaas.proto.messages import (
     RequestLease,
     StatusReport,
 )
-from rfaas.units import parse_bytes
 
 RENEWALS_PER_LEASE = 3  # a lease is renewed when a third of its time has passed
 
@@ -89,7 +89,7 @@ class Session:
                         f"no resource manager: {error.text}",
                         hint="start one with: rfaas serve --role resource-manager",
                     ) from None
-        self._private = PrivateExecutor()
+        self._private = PrivateExecutor(self.config.executor)
         try:
             return links.greet(
                 self._private.link_socket, "the private executor", self._hello
@@ -129,26 +129,26 @@ class Session:
         """
         if self._closed.is_set():
             raise ClosedError("the session is closed")
-        defaults, lane = self.config.lease, self.config.lane
+        # Checked before anything is sent: a peer ends the link of who sends what cannot be.
         wanted = RequestLease(
             client=self.config.client.name,
-            cores=defaults.cores if cores is None else cores,
-            memory_bytes=defaults.memory if memory is None else as_bytes(memory),
+            cores=self._asked("lease", "cores", cores),
+            memory_bytes=self._asked("lease", "memory", memory),
             duration_s=self.config.client.lease_duration_s,
-            isolation=isolation or defaults.isolation,
+            isolation=self._asked("lease", "isolation", isolation),
         )
         lease = Lease(
             self,
             Library.read(library),
-            slots=lane.slots if slots is None else slots,
-            slot_bytes=lane.slot_bytes if slot_bytes is None else as_bytes(slot_bytes),
-            hot_timeout_ms=lane.hot_timeout_ms if hot_timeout_ms is None else hot_timeout_ms,
+            slots=self._asked("lane", "slots", slots),
+            slot_bytes=self._asked("lane", "slot_bytes", slot_bytes),
+            hot_timeout_ms=self._asked("lane", "hot_timeout_ms", hot_timeout_ms),
             spin_us=self.config.client.spin_us,
-            call_timeout_s=self.config.client.call_timeout_s
-            if call_timeout_s is None
-            else call_timeout_s,
+            call_timeout_s=self._asked("client", "call_timeout_s", call_timeout_s),
         )
+        start = time.monotonic_ns()
         granted = self.link.request(wanted)
+        lease.steps_ns["request"] = time.monotonic_ns() - start
         if not isinstance(granted, LeaseGranted):
             raise ProtocolError(f"{self.link.peer} answered {type(granted).__name__} to a request")
         try:
@@ -162,6 +162,12 @@ class Session:
                 self._keeper = threading.Thread(target=self._keep, name="rfaas-keeper", daemon=True)
                 self._keeper.start()
         return lease
+
+    def _asked(self, section: str, key: str, value: object) -> Any:
+        """An argument of `lease`, or the configuration's value where the caller gave none."""
+        if value is None:
+            return getattr(getattr(self.config, section), key)
+        return checked_argument(key, f"{section}.{key}", value)
 
     def link_to(self, address: str) -> Link:
         """A new link to the executor of a lease."""
@@ -223,7 +229,6 @@ class Session:
                     lease.renew()
                 except RfaasError:
                     continue  # the lease notices by itself when its time is up
-        return
 
     def __enter__(self) -> Session:
         return self
@@ -235,8 +240,3 @@ class Session:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def as_bytes(size: int | str) -> int:
-    """A size in bytes, from a number or text such as "16MiB"."""
-    return parse_bytes(size) if isinstance(size, str) else size

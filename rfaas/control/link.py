@@ -143,9 +143,9 @@ class Link:
             raise ProtocolError(f"{self.peer} sent more than {NOTICES_MAX} notices unasked")
         self.notices.append(notice)
 
-    def _gone(self, why: str) -> PeerLostError:
+    def _gone(self, why: str | None) -> PeerLostError:
         self._lost = True
-        return PeerLostError(f"lost {self.peer}: {why}")
+        return PeerLostError(f"lost {self.peer}: {why or 'the system does not say why'}")
 
 
 def greet(sock: socket.socket, peer: str, hello: Hello) -> Link:

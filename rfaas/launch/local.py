@@ -12,10 +12,12 @@ import socket
 import subprocess
 import sys
 
+from rfaas.config import ExecutorConfig
 from rfaas.errors import SystemCallError
 
 _BOOT = "import sys; sys.path[:] = sys.argv.pop(1).split(chr(10)); "
 _MAIN = "from rfaas.cli import main; sys.exit(main())"
+_NOT_PRIVATE = ("address", "name", "resource_manager")  # rfaas.serve sets them
 
 
 def command(*arguments: str) -> list[str]:
@@ -28,15 +30,23 @@ def command(*arguments: str) -> list[str]:
 class PrivateExecutor:
     """An executor that serves this process alone, and goes when its link is closed."""
 
-    def __init__(self) -> None:
-        """Start it; `link_socket` is the socket to greet it on."""
+    def __init__(self, config: ExecutorConfig) -> None:
+        """Start it with the client's configuration; `link_socket` is the socket to greet it on.
+
+        Raises:
+            SystemCallError: no process can be had.
+        """
         self.link_socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         environ = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
         with theirs:
             fd = theirs.fileno()
+            flags = ["--role", "executor", "--private-fd", str(fd)]
+            for key in config.__struct_fields__:
+                if key not in _NOT_PRIVATE:
+                    flags += ["--set", f"executor.{key}={getattr(config, key)}"]
             try:
                 self._process = subprocess.Popen(
-                    command("serve", "--role", "executor", "--private-fd", str(fd)),
+                    command("serve", *flags),
                     stdin=subprocess.DEVNULL,
                     stdout=2,  # our own output belongs to the caller
                     pass_fds=(fd,),

@@ -30,6 +30,8 @@ from rfaas.proto.messages import (
 )
 from rfaas.transport import ring
 
+CLOSE_TIMEOUT_S = 2.0  # for the zygote to end its workers; it needs a few milliseconds
+CLOSE_POLL_S = 0.002
 PTHREAD_EXIT_STATUS = 72  # native/lane.c, thread_exited
 
 
@@ -73,7 +75,12 @@ class Zygote:
         self._reader.cancel()
         await asyncio.gather(self._reader, return_exceptions=True)
         await self._link.close()
-        await asyncio.get_running_loop().run_in_executor(None, os.waitpid, self._pid, 0)
+        for _ in range(round(CLOSE_TIMEOUT_S / CLOSE_POLL_S)):
+            if os.waitpid(self._pid, os.WNOHANG)[0]:
+                return
+            await asyncio.sleep(CLOSE_POLL_S)
+        os.kill(self._pid, signal.SIGKILL)
+        os.waitpid(self._pid, 0)
 
     async def _read(self) -> None:
         while (message := await self._link.receive()) is not None:

@@ -7,6 +7,7 @@ When the executor dies, the kernel kills the zygote, and then its workers.
 
 from __future__ import annotations
 
+import gc
 import os
 import select
 import signal
@@ -18,11 +19,11 @@ from rfaas.errors import PeerLostError
 from rfaas.proto.messages import KillWorker, SpawnWorker, WorkerDied, WorkerSpawned
 
 
-def start(keep_fds: tuple[int, ...] = ()) -> tuple[int, socket.socket]:
+def start() -> tuple[int, socket.socket]:
     """Fork the zygote; returns its process id and the executor's end of its link.
 
-    Call it while the process is single-threaded.  `keep_fds` stay open in the
-    caller; the zygote closes all but its own link and the standard streams.
+    Call it while the process is single-threaded.  The zygote closes all but its
+    own link and the standard streams.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     parent = os.getpid()
@@ -49,6 +50,8 @@ def serve(link: Link) -> None:
     from rfaas.native._worker import adopt_orphans
 
     adopt_orphans()
+    gc.disable()  # a collection would touch, and so copy, all that workers share with us
+    gc.freeze()
     wake_reader, wake_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     signal.set_wakeup_fd(wake_writer, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -75,7 +78,7 @@ def _obey(link: Link, workers: set[int]) -> None:
         match message:
             case SpawnWorker():
                 (fd,) = link.take_fds()
-                pid = _fork_worker(link, fd)
+                pid = _fork_worker(fd)
                 os.close(fd)
                 workers.add(pid)
                 link.send(WorkerSpawned(id=message.id, pid=pid))
@@ -101,7 +104,7 @@ def _reap(link: Link, workers: set[int]) -> None:
             link.send(WorkerDied(pid=pid, status=status))
 
 
-def _fork_worker(link: Link, fd: int) -> int:
+def _fork_worker(fd: int) -> int:
     parent = os.getpid()
     pid = os.fork()
     if pid:

@@ -32,8 +32,11 @@ from rfaas.native._window cimport (
     result_of,
     ring_input,
     ticks_calibrate,
+    window_in_flight,
     window_put,
     window_ring,
+    window_state,
+    window_sweep,
     window_take,
     window_wait,
     window_watch,
@@ -58,6 +61,7 @@ cdef class Call:
     cdef Lanes lanes
     cdef Lane lane
     cdef uint32_t slot
+    cdef bint claimed            # a thread is taking the result out of the slot, or has
     cdef bint settled
     cdef readonly str function
     cdef object value
@@ -65,7 +69,7 @@ cdef class Call:
     cdef list callbacks
 
     def __dealloc__(self):
-        if not self.settled and self.lane is not None:
+        if not self.claimed and self.lane is not None:
             self.lane.holders[self.slot] = NULL
             if self.lane.failure is None:
                 self.lane.drop(self.slot)
@@ -74,13 +78,20 @@ cdef class Call:
         """Take the result out of the slot, or the lane's failure if it never comes."""
         if self.settled:
             return 0
-        if self.lane.w.calls[self.slot].state == CALL_DONE:
+        if self.claimed:
+            with nogil:  # which that thread may wait for
+                window_watch(&self.lane.w, NO_SLOT, ns_to_ticks(WATCH_NS))
+            return 0
+        if window_state(&self.lane.w, self.slot) == CALL_DONE:
+            self.claimed = True
             self.lane.holders[self.slot] = NULL
             try:
                 self.value = result_of(self.lane, self.slot, self.function, copy)
-            except errors.RfaasError as error:
+            except Exception as error:
                 self.error = error
         elif self.lane.failure is not None:
+            self.claimed = True
+            self.lane.holders[self.slot] = NULL
             self.error = again(self.lane.failure)
         else:
             return 0
@@ -109,9 +120,12 @@ cdef class Call:
 
     def exception(self, timeout=None):
         """Wait as `result` does; the error that the call ended with, or None."""
+        cdef double limit
         if not self.settled:
-            self.lanes.wait(self.lane, self.slot, self.lanes.limit_s(timeout), self.function)
-            self.settle(False)
+            limit = self.lanes.limit_s(timeout)
+            while not self.settled:
+                self.lanes.wait(self.lane, self.slot, limit, self.function, self)
+                self.settle(False)
         return self.error
 
     def result(self, timeout=None):
@@ -187,7 +201,7 @@ cdef class Lanes:
             self._revive()
             count = len(self.lanes)
         best = <Lane>self.lanes[0]
-        if count > 1 and best.w.in_flight:
+        if count > 1 and window_in_flight(&best.w):
             for item in self.lanes:
                 lane = <Lane>item
                 lane.poll()
@@ -203,13 +217,14 @@ cdef class Lanes:
                 raise again(lane.failure)
             lane.poll()
             if not self.spill(lane) and not lane.w.free_count:
-                if not lane.w.in_flight:
+                if not window_in_flight(&lane.w) and not lane.busy:
                     raise errors.CapacityError(
                         f"all {lane.w.ring.slots} slots of the lane are in use by buffers, "
                         "results and maps",
                         hint="release some, or lease with more slots",
                     )
-                self.wait(lane, NO_SLOT, -1.0, None)
+                self.wait(lane, NO_SLOT, -1.0, None, None)
+                window_sweep(&lane.w)
             slot = window_take(&lane.w)
         return slot
 
@@ -218,7 +233,7 @@ cdef class Lanes:
         cdef uint32_t slot
         cdef bint freed = False
         for slot in range(lane.w.ring.slots):
-            if lane.holders[slot] is not NULL and lane.w.calls[slot].state == CALL_DONE:
+            if lane.holders[slot] is not NULL and window_state(&lane.w, slot) == CALL_DONE:
                 (<Call>lane.holders[slot]).settle(True)
                 freed = True
         return freed
@@ -261,6 +276,8 @@ cdef class Lanes:
                 )
             if slot != NO_SLOT:
                 if lane.w.calls[slot].state != CALL_FREE:
+                    lane.poll()  # the call may be an abandoned one that is done by now
+                if lane.w.calls[slot].state != CALL_FREE:
                     raise errors.UsageError(
                         "the buffer is in use by a call that was not collected",
                         hint="wait for that call's result, or use another buffer",
@@ -269,8 +286,10 @@ cdef class Lanes:
             else:
                 slot = self.take(lane)
                 if view.len > COPY_WITH_GIL_MAX:
+                    lane.busy += 1
                     with nogil:
                         memcpy(ring_input(&lane.w.ring, slot), view.buf, view.len)
+                    lane.busy -= 1
                     window_put(&lane.w, slot, function, NULL, view.len)
                 else:
                     window_put(&lane.w, slot, function, view.buf, view.len)
@@ -280,19 +299,26 @@ cdef class Lanes:
         slot_out[0] = slot
         return lane
 
-    cdef int wait(self, Lane lane, uint32_t slot, double limit_s, object name) except -1:
-        """Return when the call in `slot` (NO_SLOT: any) is done or its lane has failed."""
+    cdef int wait(
+        self, Lane lane, uint32_t slot, double limit_s, object name, Call call
+    ) except -1:
+        """Return when the call in `slot` (NO_SLOT: any) is done or its lane has failed.
+
+        `call`, where there is one, is that call's future: another thread may settle it.
+        """
         cdef int rc
         cdef uint64_t deadline = 0, now, sleep_ns = SLICE_NS, spin = self.spin_ticks
         if limit_s > 0:
             deadline = monotonic_ns() + <uint64_t>(limit_s * 1e9)
             sleep_ns = min(sleep_ns, <uint64_t>(limit_s * 1e9))
-        while slot == NO_SLOT or lane.w.calls[slot].state != CALL_DONE:
-            if lane.failure is not None:
+        while slot == NO_SLOT or window_state(&lane.w, slot) != CALL_DONE:
+            if lane.failure is not None or (call is not None and call.claimed):
                 return 0
-            if lane.polling:
+            if lane.polling or not window_in_flight(&lane.w):
                 with nogil:
-                    rc = window_watch(&lane.w, 0 if slot == NO_SLOT else slot, ns_to_ticks(WATCH_NS))
+                    rc = window_watch(&lane.w, slot, ns_to_ticks(WATCH_NS))
+                if slot == NO_SLOT:  # any change of another thread's may be what it waits for
+                    return PyErr_CheckSignals()
             else:
                 lane.polling = True
                 with nogil:
@@ -302,7 +328,7 @@ cdef class Lanes:
                 return 0
             PyErr_CheckSignals()
             if rc == WAIT_INVALID:
-                lane.failure = nonsense()
+                lane.failure = lane.failure or nonsense()
             elif rc == WAIT_ENDED:
                 self._lost(lane)
             else:
@@ -317,13 +343,16 @@ cdef class Lanes:
 
     cdef int collect(self, Lane lane, uint32_t slot, double limit_s, object name) except -1:
         """Wait for a call of which nobody else knows; if it fails, its slot is let go."""
+        lane.busy += 1
         try:
-            self.wait(lane, slot, limit_s, name)
-            if lane.w.calls[slot].state != CALL_DONE:
+            self.wait(lane, slot, limit_s, name, None)
+            if window_state(&lane.w, slot) != CALL_DONE:
                 raise again(lane.failure)
         except BaseException:
+            lane.busy -= 1
             lane.drop(slot)
             raise
+        lane.busy -= 1
         return 0
 
     def call(self, name, data=b"", *, timeout=None):
@@ -394,6 +423,7 @@ cdef class Lanes:
         cdef Lane lane
         for item in self.lanes:
             lane = <Lane>item
+            window_sweep(&lane.w)
             if lane.w.free_count > 1:
                 return True
         return False

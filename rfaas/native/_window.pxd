@@ -35,12 +35,10 @@ cdef extern from "window.h" nogil:
         uint32_t detail
         uint32_t is_inline
         uint32_t refs
-        uint32_t abandoned
         uint8_t *data
 
     ctypedef struct window:
         ring_map ring
-        uint32_t in_flight
         uint32_t free_count
         window_call *calls
 
@@ -49,8 +47,12 @@ cdef extern from "window.h" nogil:
     int window_poll(window *w)
     int window_wait(window *w, uint32_t slot, uint64_t spin_ticks, uint64_t sleep_ns)
     int window_watch(window *w, uint32_t slot, uint64_t spin_ticks)
+    uint32_t window_in_flight(const window *w)
+    uint32_t window_state(const window *w, uint32_t slot)
     uint32_t window_take(window *w)
     void window_free(window *w, uint32_t slot)
+    void window_drop(window *w, uint32_t slot)
+    void window_sweep(window *w)
     void window_put(window *w, uint32_t slot, uint32_t function, const void *data, uint32_t size)
     void window_ring(window *w)
 
@@ -59,6 +61,7 @@ cdef class Lane:
     cdef window w
     cdef bint opened
     cdef bint polling            # a thread is in window_wait on this lane
+    cdef uint32_t busy           # threads that hold a slot and are about to let go of it
     cdef uint32_t pinned         # slots that results and buffers use
     cdef void **holders          # slot -> the Call (borrowed) that waits for it
     cdef public object failure   # the RfaasError that ended this lane, or None

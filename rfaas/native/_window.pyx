@@ -44,7 +44,7 @@ cdef class Lane:
     @property
     def in_flight(self):
         """Calls announced and not yet collected."""
-        return self.w.in_flight
+        return window_in_flight(&self.w)
 
     @property
     def slot_bytes(self):
@@ -52,8 +52,9 @@ cdef class Lane:
 
     def poll(self):
         """Collect what has arrived, unless another thread is at it."""
-        if not self.polling and window_poll(&self.w) < 0:
+        if not self.polling and window_poll(&self.w) < 0 and self.failure is None:
             self.failure = nonsense()
+        window_sweep(&self.w)
 
     cdef int pin(self, uint32_t slot) except -1:
         if self.w.calls[slot].refs == 0:
@@ -66,17 +67,11 @@ cdef class Lane:
         call.refs -= 1
         if call.refs == 0:
             self.pinned -= 1
-            self.drop(slot)
+            if call.state == CALL_FREE:  # else the slot is freed with its call
+                window_free(&self.w, slot)
 
     cdef void drop(self, uint32_t slot) noexcept:
-        """Nobody wants the slot's call any more."""
-        cdef window_call *call = &self.w.calls[slot]
-        if call.state == CALL_IN_FLIGHT:
-            call.abandoned = 1
-        elif call.refs:
-            call.state = CALL_FREE
-        else:
-            window_free(&self.w, slot)
+        window_drop(&self.w, slot)
 
     cdef uint32_t buffer_slot(self, const void *data) noexcept:
         """The slot whose input starts at `data` and is lent out as a buffer, or NO_SLOT."""

@@ -11,6 +11,7 @@
 #include <sched.h>
 
 #define SPINS_PER_CHECK 64 /* spins between two looks at the clock and the stop flag */
+#define YIELD_NS 50000     /* of idle spinning, then whoever shares the processor may run */
 
 typedef struct {
     uint64_t start, executing, sleeping; /* ticks */
@@ -47,6 +48,8 @@ static int lane_wait(worker_lane *lane, const ring_cell *cell, uint32_t seq, lan
      * behind a fence, and no wake-up is lost. */
     fence();
     wake_if_asleep(&lane->ring.header->client_sleeps);
+    const uint64_t yield_ticks = ns_to_ticks(YIELD_NS);
+    uint64_t yielded = times->last_call;
     for (;;) {
         for (int i = 0; i < SPINS_PER_CHECK && lane->hot_ticks; i++) {
             if (cell_ready(cell, seq))
@@ -62,6 +65,10 @@ static int lane_wait(worker_lane *lane, const ring_cell *cell, uint32_t seq, lan
             lane_sleep(lane, cell, seq, times);
         else
             account(lane, times, now);
+        if (now - yielded >= yield_ticks) {
+            sched_yield();
+            yielded = ticks();
+        }
     }
 }
 
@@ -95,7 +102,9 @@ static inline outcome lane_call(const worker_lane *lane, uint32_t index, uint8_t
 static inline void lane_serve(worker_lane *lane, const ring_cell *cell, uint32_t index,
                               lane_times *times) {
     const ring_map *ring = &lane->ring;
-    const uint32_t seq = index + 1, imm = cell->imm, size = cell->size;
+    /* Each word is read once: what was checked is what is used, whatever the client writes. */
+    const uint32_t seq = index + 1, imm = load_relaxed(&cell->imm);
+    const uint32_t size = load_relaxed(&cell->size);
     const uint32_t slot = imm_slot(imm), function = imm_low(imm);
     const int is_inline = imm_flags(imm) & FLAG_INLINE;
     ring_cell *reply = &ring->responses[index & ring->mask];

@@ -45,7 +45,7 @@ int ring_open(ring_map *ring, int fd, uint64_t offset, int guards, const char **
         header.version != RING_VERSION || !header.slots || header.slots > SLOTS_MAX ||
         header.cells < header.slots || header.cells & (header.cells - 1) ||
         header.cells > SLOTS_MAX || !header.slot_bytes || header.slot_bytes % PAGE_BYTES ||
-        header.slot_bytes > 1ull << 31)
+        header.slot_bytes > SLOT_BYTES_MAX)
         return EBADMSG;
     uint64_t base = round_up(PAGE_BYTES + 2ull * header.cells * sizeof(ring_cell), PAGE_BYTES);
     uint64_t stride = 2 * (header.slot_bytes + PAGE_BYTES);

@@ -2,9 +2,11 @@
 #include "window.h"
 
 #include <errno.h>
+#include <sched.h>
 #include <stdlib.h>
 
 #define SPINS_PER_CHECK 64
+#define YIELD_NS 20000 /* of spinning, then a worker that shares our processor may run */
 
 int window_open(window *w, int fd, uint64_t offset, const char **what) {
     int error = ring_open(&w->ring, fd, offset, 0, what);
@@ -20,8 +22,7 @@ int window_open(window *w, int fd, uint64_t offset, const char **what) {
     }
     memset(w->calls, 0, slots * sizeof *w->calls);
     w->next_request = w->next_response = w->ring.header->first;
-    w->in_flight = 0;
-    w->free_count = 0;
+    w->free_count = w->abandoned = 0;
     for (uint32_t slot = slots; slot-- > 0;)
         w->free[w->free_count++] = slot;
     return 0;
@@ -41,7 +42,9 @@ static inline const ring_cell *next_cell(const window *w) {
 
 /* Take one response that is there; 0, or -1 if it makes no sense. */
 static inline int collect(window *w, const ring_cell *cell) {
-    const uint32_t imm = cell->imm, slot = imm_slot(imm), size = cell->size;
+    /* Each word is read once: what was checked is what is used, whatever the worker writes. */
+    const uint32_t imm = load_relaxed(&cell->imm), size = load_relaxed(&cell->size);
+    const uint32_t slot = imm_slot(imm);
     const uint32_t is_inline = imm_flags(imm) & FLAG_INLINE;
     if (UNLIKELY(slot >= w->ring.slots || w->calls[slot].state != CALL_IN_FLIGHT ||
                  size > (is_inline ? INLINE_BYTES_MAX : w->ring.slot_bytes)))
@@ -53,18 +56,14 @@ static inline int collect(window *w, const ring_cell *cell) {
     call->is_inline = is_inline;
     if (is_inline)
         cell_get_inline(cell, call->data, size);
-    w->next_response++;
-    w->in_flight--;
-    if (UNLIKELY(call->abandoned) && !call->refs)
-        window_free(w, slot);
-    else
-        store_release(&call->state, CALL_DONE);
+    __atomic_store_n(&w->next_response, w->next_response + 1, __ATOMIC_RELAXED);
+    store_release(&call->state, CALL_DONE);
     return 0;
 }
 
 int window_poll(window *w) {
     int count = 0;
-    while (w->in_flight && cell_ready(next_cell(w), w->next_response + 1)) {
+    while (window_in_flight(w) && cell_ready(next_cell(w), w->next_response + 1)) {
         if (collect(w, next_cell(w)))
             return -1;
         count++;
@@ -79,6 +78,7 @@ static inline int satisfied(const window *w, uint32_t slot, int collected) {
 int window_wait(window *w, uint32_t slot, uint64_t spin_ticks, uint64_t sleep_ns) {
     uint32_t *sleeps = &w->ring.header->client_sleeps;
     const uint64_t start = ticks();
+    uint64_t now, yielded = start;
     for (;;) {
         for (int i = 0; i < SPINS_PER_CHECK; i++) {
             if (cell_ready(next_cell(w), w->next_response + 1)) {
@@ -96,8 +96,13 @@ int window_wait(window *w, uint32_t slot, uint64_t spin_ticks, uint64_t sleep_ns
                    : satisfied(w, slot, collected) ? WAIT_DONE
                                                    : WAIT_ENDED;
         }
-        if (ticks() - start >= spin_ticks)
+        now = ticks();
+        if (now - start >= spin_ticks)
             break;
+        if (ticks_to_ns(now - yielded) >= YIELD_NS) {
+            sched_yield();
+            yielded = ticks();
+        }
     }
     if (!sleep_ns)
         return WAIT_AGAIN;
@@ -117,10 +122,11 @@ int window_watch(window *w, uint32_t slot, uint64_t spin_ticks) {
     const uint64_t start = ticks();
     while (ticks() - start < spin_ticks) {
         for (int i = 0; i < SPINS_PER_CHECK; i++) {
-            if (load_acquire(&w->calls[slot].state) == CALL_DONE)
+            if (slot != UINT32_MAX && window_state(w, slot) == CALL_DONE)
                 return WAIT_DONE;
             cpu_pause();
         }
+        sched_yield(); /* that thread may be waiting for our processor */
     }
     return WAIT_AGAIN;
 }

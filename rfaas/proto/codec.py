@@ -60,7 +60,7 @@ def decode(body: bytes) -> Message:
             max_array_len=FRAME_BYTES_MAX // 8,
             max_map_len=4096,
         )
-    except Exception as error:  # msgpack raises a dozen unrelated kinds for bad bytes
+    except Exception as error:  # noqa: BLE001 - msgpack raises a dozen unrelated kinds
         raise ProtocolError(f"a frame of {len(body)} bytes is not msgpack: {error}") from None
     match pair:
         case [str(name), dict(fields)]:

@@ -50,7 +50,7 @@ HEADER_WORKER_SLEEPS = 64  # futex: 1 while the worker sleeps; on a line of its 
 HEADER_CLIENT_SLEEPS = 128  # futex: 1 while the client sleeps; on a line of its own
 HEADER_STATE = 192  # RingState, written by the executor alone; on a line of its own
 
-# Cell: offsets in bytes
+# Offsets in a cell
 CELL_BYTES = 2 * LINE_BYTES
 CELL_SEQ0 = 0
 CELL_IMM = 4

@@ -312,6 +312,11 @@ def cores_of(config: ExecutorConfig) -> tuple[int, list[int]]:
     return config.cores, [-1] * config.cores
 
 
+def private(config: ExecutorConfig) -> ExecutorConfig:
+    """The configuration of an executor that serves one client and grants by itself."""
+    return replace(config, name=PRIVATE, resource_manager="none", address=PRIVATE)
+
+
 def memory_of(config: ExecutorConfig) -> int:
     """How many bytes of memory the node lends."""
     if config.memory != "all":
@@ -347,7 +352,7 @@ async def run(
     loop = asyncio.get_running_loop()
     executor = Executor(config, clock, zygote, ready, lost)
     ticking = loop.create_task(executor.tick())
-    waits = [loop.create_task(stop.wait())]
+    waits: list[asyncio.Task[object]] = [loop.create_task(stop.wait())]
     try:
         serving = await executor.start(private)
         if serving is not None:

@@ -1,0 +1,79 @@
+"""`rfaas bench`: run a measurement, print it as a table or as one JSON object."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from typing import Any
+
+from msgspec import json
+
+from rfaas.bench import measure
+from rfaas.client import Session
+from rfaas.config import Config
+from rfaas.errors import UsageError
+from rfaas.units import format_bytes, format_ns
+
+CALLS = {"hot": 100_000, "warm": 1_000, "cold": 30, "throughput": 2_000_000, "payload": 0}
+
+
+def run(config: Config, options: argparse.Namespace) -> int:
+    """Measure what was asked for; returns the exit status."""
+    for flag, value, least in (("--size", options.size, 1), ("--inflight", options.inflight, 1)):
+        if value < least:
+            raise UsageError(f"{flag}: value is too small ({value}), at least {least} is needed")
+    calls = options.calls or CALLS[options.what]
+    if calls < 0:
+        raise UsageError(f"--calls: value is too small ({calls}), at least 1 is needed")
+    with Session(config) as session:
+        report = _measure(session, options, calls)
+    print(json.encode(report).decode() if options.json else "\n".join(_table(report)))
+    return 0
+
+
+def _measure(session: Session, options: argparse.Namespace, calls: int) -> dict[str, Any]:
+    match options.what:
+        case "hot":
+            return measure.hot(session, options.size, calls)
+        case "warm":
+            return measure.warm(session, options.size, calls)
+        case "cold":
+            return measure.cold(session, calls)
+        case "throughput":
+            return measure.throughput(session, options.size, calls, options.inflight)
+    return measure.payload(session)
+
+
+def _table(report: Mapping[str, Any]) -> list[str]:
+    """The report for people."""
+    lines = []
+    for key, value in report.items():
+        if key == "rows":
+            lines += [line for row in value for line in _row(row)]
+        elif isinstance(value, dict) and "median" in value:
+            lines.append(f"{key:22}{_stats(key, value)}")
+        elif isinstance(value, dict):
+            lines.append(key)
+            lines += [f"  {name:20}{_entry(key, name, entry)}" for name, entry in value.items()]
+        elif key.endswith("_ns"):
+            lines.append(f"{key:22}{format_ns(round(value))}")
+        else:
+            lines.append(f"{key:22}{value}")
+    return lines
+
+
+def _entry(key: str, name: str, entry: Any) -> str:
+    if isinstance(entry, dict):
+        return _stats(key, entry)
+    return f"{entry:,.0f}" if isinstance(entry, float) else f"{entry}"
+
+
+def _row(row: Mapping[str, Any]) -> list[str]:
+    lines = [format_bytes(row["size_bytes"])]
+    lines += [f"  {name:20}{_stats(name, entry)}" for name, entry in row.items() if "_ns" in name]
+    return lines
+
+
+def _stats(key: str, entry: Mapping[str, float]) -> str:
+    scale = 1e6 if key.endswith("_ms") else 1
+    return "  ".join(f"{name} {format_ns(round(value * scale)):>9}" for name, value in entry.items())

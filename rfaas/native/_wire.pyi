@@ -1,0 +1,13 @@
+from typing import TypedDict
+
+class Geometry(TypedDict):
+    requests: int
+    responses: int
+    inputs: list[int]
+    outputs: list[int]
+    bytes: int
+
+def numbers() -> dict[str, int]: ...
+def imm(slot: int, low: int, flags: int = 0) -> int: ...
+def imm_fields(value: int) -> tuple[int, int, int]: ...
+def geometry(fd: int, offset: int = 0) -> Geometry: ...

@@ -1,0 +1,61 @@
+/* Functions that say when they have begun, so that a test can act in mid-call. */
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "rfaas.h"
+
+/* Writes its process id to the FIFO at the path in its input, which blocks until somebody
+ * reads there; -1 if there is none. */
+static int say_begun(const void *args, uint32_t size)
+{
+    char path[4096];
+    snprintf(path, sizeof path, "%.*s", (int)size, (const char *)args);
+    int fd = open(path, O_WRONLY | O_CLOEXEC);
+    if (fd >= 0)
+        dprintf(fd, "%d\n", (int)getpid());
+    return fd;
+}
+
+/* Returns its input once somebody opens the FIFO "PATH.go" for writing. */
+RFAAS_EXPORT uint32_t hold(void *args, uint32_t size, void *res)
+{
+    int begun = say_begun(args, size);
+    char path[4096];
+    snprintf(path, sizeof path, "%.*s.go", (int)size, (const char *)args);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    close(fd);
+    close(begun);
+    memcpy(res, args, size);
+    return size;
+}
+
+/* Says that it has begun, then spins for ever. */
+RFAAS_EXPORT uint32_t spin(void *args, uint32_t size, void *res)
+{
+    (void)res;
+    say_begun(args, size);
+    for (volatile int i = 0;; i = !i)
+        continue;
+}
+
+/* Forks a child that keeps the FIFO open and sleeps; returns the child's pid, 32 bits. */
+RFAAS_EXPORT uint32_t hold_in_child(void *args, uint32_t size, void *res)
+{
+    int begun = say_begun(args, size);
+    int32_t pid = fork();
+    if (pid == 0) {
+        sleep(1000);
+        _exit(0);
+    }
+    close(begun);
+    memcpy(res, &pid, sizeof pid);
+    return sizeof pid;
+}
+
+RFAAS_EXPORT uint32_t copy(void *args, uint32_t size, void *res)
+{
+    memcpy(res, args, size);
+    return size;
+}
