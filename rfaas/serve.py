@@ -28,7 +28,7 @@ def run(config: Config, role: str, private_fd: int) -> int:
     `private_fd` is the socket of the one client that a private executor serves, or -1.
     """
     private = _private_socket(role, private_fd)
-    nursery = zygote.start() if role != "resource-manager" else None
+    nursery = zygote.start(_load_worker) if role != "resource-manager" else None
     import asyncio
     import logging
 
@@ -42,6 +42,12 @@ def run(config: Config, role: str, private_fd: int) -> int:
     if private is not None:
         os._exit(0)  # its client waits for it to be gone, not for an interpreter to tidy up
     return 0
+
+
+def _load_worker() -> zygote.WorkerMain:
+    from rfaas.roles import worker
+
+    return worker.run
 
 
 def _private_socket(role: str, fd: int) -> socket.socket | None:

@@ -54,7 +54,7 @@ def _table(report: Mapping[str, Any]) -> list[str]:
             lines.append(f"{key:22}{_stats(key, value)}")
         elif isinstance(value, dict):
             lines.append(key)
-            lines += [f"  {name:20}{_entry(key, name, entry)}" for name, entry in value.items()]
+            lines += [f"  {name:20}{_entry(key, entry)}" for name, entry in value.items()]
         elif key.endswith("_ns"):
             lines.append(f"{key:22}{format_ns(round(value))}")
         else:
@@ -62,7 +62,7 @@ def _table(report: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _entry(key: str, name: str, entry: Any) -> str:
+def _entry(key: str, entry: Any) -> str:
     if isinstance(entry, dict):
         return _stats(key, entry)
     return f"{entry:,.0f}" if isinstance(entry, float) else f"{entry}"
@@ -76,4 +76,6 @@ def _row(row: Mapping[str, Any]) -> list[str]:
 
 def _stats(key: str, entry: Mapping[str, float]) -> str:
     scale = 1e6 if key.endswith("_ms") else 1
-    return "  ".join(f"{name} {format_ns(round(value * scale)):>9}" for name, value in entry.items())
+    return "  ".join(
+        f"{name} {format_ns(round(value * scale)):>9}" for name, value in entry.items()
+    )

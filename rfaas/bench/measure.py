@@ -80,9 +80,7 @@ def warm(session: Session, size: int, calls: int) -> dict[str, object]:
         lane, echo, pong = _parts(lease)
         frozen = bytes(data)
         for _ in range(max(1, calls // block)):
-            raw.extend(
-                _bench.measure(lane, pong, data, block, mode=_bench.ASLEEP, idle_ns=IDLE_NS)
-            )
+            raw.extend(_bench.measure(lane, pong, data, block, mode=_bench.ASLEEP, idle_ns=IDLE_NS))
             native.extend(_bench.measure(lane, echo, data, block, idle_ns=IDLE_NS))
             python.extend(_time_calls(lease.call, frozen, block, IDLE_NS))
         report = _head(lease, "warm", size, len(native))
@@ -126,10 +124,10 @@ def throughput(session: Session, size: int, calls: int, inflight: int) -> dict[s
     with _lease(session, size, hot_timeout_ms=-1, slots=inflight + 1) as lease:
         with _pinned_apart(lease):
             lane, echo, _ = _parts(lease)
+            some = max(1, calls // 5)
             for _ in range(5):
                 elapsed = _bench.pipeline(lane, echo, data, inflight, calls)
                 rates["native"].append(calls * 1e9 / elapsed)
-                some = max(1, calls // 5)
                 rates["python"].append(_rate(some, lambda n: _drain(lease, data, n)))
                 rates["python_submit"].append(_rate(some, lambda n: _submit(lease, data, n)))
         report = _head(lease, "throughput", size, calls)
@@ -145,10 +143,8 @@ def payload(session: Session, size_max: int = 16 << 20) -> dict[str, object]:
     Copied: the input comes from ordinary memory; the raw exchange copies in and out.
     """
     sizes = [1, 64, 1 << 10, 4 << 10, 64 << 10, 1 << 20, 4 << 20, 16 << 20]
-    rows = []
     with _lease(session, size_max, hot_timeout_ms=-1) as lease, _pinned_apart(lease):
-        for size in (size for size in sizes if size <= size_max):
-            rows.append(_payload_row(lease, size))
+        rows = [_payload_row(lease, size) for size in sizes if size <= size_max]
         report = _head(lease, "payload", size_max, 0)
     return report | {"rows": rows}
 

@@ -12,6 +12,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from typing import Any
 
 from rfaas.control.aio import AsyncLink
 from rfaas.core.accounting import usage_of
@@ -45,7 +46,7 @@ class Zygote:
         self._pid = pid
         self._link = AsyncLink(sock, "the zygote")
         self._lost = lost
-        self._spawning: dict[int, asyncio.Future[int]] = {}
+        self._spawning: dict[int, asyncio.Future[tuple[int, asyncio.Future[int]]]] = {}
         self._deaths: dict[int, asyncio.Future[int]] = {}
         self._next_id = 0
         self._reader = asyncio.get_running_loop().create_task(self._read())
@@ -54,17 +55,16 @@ class Zygote:
         """A new worker: its process id, the future of its wait status, and its link."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self._next_id += 1
-        answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._spawning[self._next_id] = answer
+        answer = self._spawning[self._next_id] = asyncio.get_running_loop().create_future()
         link = AsyncLink(ours, "a worker")
         try:
             with theirs:
                 self._link.send(SpawnWorker(id=self._next_id), [theirs.fileno()])
-            pid = await answer
+            pid, death = await answer
         except BaseException:
             await link.close()
             raise
-        return pid, self._deaths[pid], link
+        return pid, death, link
 
     def kill(self, pid: int) -> None:
         """Kill a worker and what it started; its death comes as an event."""
@@ -76,25 +76,28 @@ class Zygote:
         await asyncio.gather(self._reader, return_exceptions=True)
         await self._link.close()
         for _ in range(round(CLOSE_TIMEOUT_S / CLOSE_POLL_S)):
-            if os.waitpid(self._pid, os.WNOHANG)[0]:
+            if os.waitpid(self._pid, os.WNOHANG)[0]:  # noqa: ASYNC222 - does not block
                 return
             await asyncio.sleep(CLOSE_POLL_S)
         os.kill(self._pid, signal.SIGKILL)
-        os.waitpid(self._pid, 0)
+        os.waitpid(self._pid, 0)  # noqa: ASYNC222 - it was killed
 
     async def _read(self) -> None:
         while (message := await self._link.receive()) is not None:
             match message:
                 case WorkerSpawned():
-                    loop = asyncio.get_running_loop()
-                    self._deaths[message.pid] = loop.create_future()
-                    self._spawning.pop(message.id).set_result(message.pid)
+                    death = asyncio.get_running_loop().create_future()
+                    self._deaths[message.pid] = death
+                    answer = self._spawning.pop(message.id)
+                    if not answer.done():  # who asked may have gone
+                        answer.set_result((message.pid, death))
                 case WorkerDied():
                     self._deaths.pop(message.pid).set_result(message.status)
         error = InternalError("the zygote is gone: no worker can be started")
-        for answer in (*self._spawning.values(), *self._deaths.values()):
-            if not answer.done():
-                answer.set_exception(error)
+        waiting: list[asyncio.Future[Any]] = [*self._spawning.values(), *self._deaths.values()]
+        for future in waiting:
+            if not future.done():
+                future.set_exception(error)
         self._lost()
 
 

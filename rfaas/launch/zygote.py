@@ -12,18 +12,23 @@ import os
 import select
 import signal
 import socket
+import traceback
+from collections.abc import Callable
 from contextlib import suppress
 
 from rfaas.control.link import Link
 from rfaas.errors import PeerLostError
 from rfaas.proto.messages import KillWorker, SpawnWorker, WorkerDied, WorkerSpawned
 
+WorkerMain = Callable[[Link], int]
 
-def start() -> tuple[int, socket.socket]:
+
+def start(load: Callable[[], WorkerMain]) -> tuple[int, socket.socket]:
     """Fork the zygote; returns its process id and the executor's end of its link.
 
-    Call it while the process is single-threaded.  The zygote closes all but its
-    own link and the standard streams.
+    In the zygote, `load` is called once: it imports what workers need and returns
+    what each of them runs.  Call this while the process is single-threaded.  The
+    zygote closes all but its own link and the standard streams.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     parent = os.getpid()
@@ -36,7 +41,7 @@ def start() -> tuple[int, socket.socket]:
         ours.detach()
         _close_all_but(theirs.fileno())
         _become_child(parent, "rfaas-zygote")
-        serve(Link(theirs, "the executor"))
+        serve(Link(theirs, "the executor"), load())
         status = 0
     except KeyboardInterrupt:
         status = 130
@@ -44,9 +49,8 @@ def start() -> tuple[int, socket.socket]:
         os._exit(status)
 
 
-def serve(link: Link) -> None:
+def serve(link: Link, worker_main: WorkerMain) -> None:
     """Fork, kill and reap workers until the executor closes the link."""
-    import rfaas.roles.worker  # noqa: F401  (loaded once here, shared by all workers)
     from rfaas.native._worker import adopt_orphans
 
     adopt_orphans()
@@ -65,7 +69,7 @@ def serve(link: Link) -> None:
             with suppress(BlockingIOError):
                 os.read(wake_reader, 4096)
             _reap(link, workers)
-            _obey(link, workers)
+            _obey(link, workers, worker_main)
     except PeerLostError:
         pass
     finally:
@@ -73,12 +77,12 @@ def serve(link: Link) -> None:
             _kill(pid)
 
 
-def _obey(link: Link, workers: set[int]) -> None:
+def _obey(link: Link, workers: set[int], worker_main: WorkerMain) -> None:
     while (message := link.receive(0.0)) is not None:
         match message:
             case SpawnWorker():
                 (fd,) = link.take_fds()
-                pid = _fork_worker(fd)
+                pid = _fork_worker(fd, worker_main)
                 os.close(fd)
                 workers.add(pid)
                 link.send(WorkerSpawned(id=message.id, pid=pid))
@@ -104,7 +108,7 @@ def _reap(link: Link, workers: set[int]) -> None:
             link.send(WorkerDied(pid=pid, status=status))
 
 
-def _fork_worker(fd: int) -> int:
+def _fork_worker(fd: int, worker_main: WorkerMain) -> int:
     parent = os.getpid()
     pid = os.fork()
     if pid:
@@ -117,9 +121,9 @@ def _fork_worker(fd: int) -> int:
         worker_link = Link(socket.socket(fileno=os.dup(fd)), "the executor")
         _close_all_but(worker_link.fileno())
         _become_child(parent, "rfaas-worker")
-        from rfaas.roles import worker
-
-        status = worker.run(worker_link)
+        status = worker_main(worker_link)
+    except Exception:  # noqa: BLE001 - a worker has nobody above it
+        traceback.print_exc()
     finally:
         os._exit(status)
 
@@ -148,7 +152,10 @@ def _close_all_but(keep: int) -> None:
 
 def _kill_strays(workers: set[int]) -> None:
     """Kill what a dead worker left behind: the kernel made it our child."""
-    with open(f"/proc/self/task/{os.getpid()}/children") as children:
+    with (
+        suppress(FileNotFoundError),  # a kernel built without CONFIG_PROC_CHILDREN
+        open(f"/proc/self/task/{os.getpid()}/children") as children,
+    ):
         for pid in map(int, children.read().split()):
             if pid not in workers:
                 _kill(pid)

@@ -114,7 +114,7 @@ def test_output_that_cannot_be_written(scratch: Path, tmp_path: Path) -> None:
 
 def test_role_that_does_not_start(scratch: Path) -> None:
     """What it said on its way is in the message."""
-    with pytest.raises(PeerLostError, match="executor did not start; it said:\n.*cores"):
+    with pytest.raises(PeerLostError, match=r"executor did not start; it said:\n.*cores"):
         demo._Role(str(scratch), "executor", "--node-cores", "0")
     (scratch / "executor.log").unlink()
 

@@ -71,7 +71,6 @@ def test_payloads_are_aligned_and_pages_whole() -> None:
             assert slot_bytes % wire.PAGE_BYTES == 0
             assert slot_bytes - payload < wire.PAGE_BYTES or payload == 0
         assert wire.slots_offset(slots) % wire.PAGE_BYTES == 0
-        assert slots <= wire.cells_for(slots) < 2 * slots or slots == 1
 
 
 def test_cells_are_a_power_of_two() -> None:

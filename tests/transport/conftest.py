@@ -1,0 +1,52 @@
+"""What the contract of transports is run with; a transport's own tests add `carrier`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.functions.build import HERE as FUNCTIONS
+from tests.functions.build import build_text
+
+pytest.register_assert_rewrite("tests.transport.contract", "tests.transport.contract_faults")
+
+from tests.transport.served import Gate, Served  # noqa: E402 - after the line above
+
+if TYPE_CHECKING:
+    from rfaas.transport import Transport
+
+Serve = Callable[..., Served]
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The library of contract.c."""
+    source = (Path(__file__).parent / "contract.c").read_text()
+    here = f"-I{FUNCTIONS}"  # its includes are relative to a folder beside this one
+    return build_text(tmp_path_factory.mktemp("libraries"), "contract", source, here)
+
+
+@pytest.fixture
+def gate() -> Iterator[Gate]:
+    """A gate; a test that wants one names it before `serve`, whose workers inherit it."""
+    gate = Gate()
+    yield gate
+    gate.close()
+
+
+@pytest.fixture
+def serve(carrier: Transport, library: Path) -> Iterator[Serve]:
+    """Starts what is served, as of `Served`; all of it is gone when the test is over."""
+    started: list[Served] = []
+
+    def start(**options: Any) -> Served:
+        served = Served(carrier, options.pop("library", library), **options)
+        started.append(served)
+        return served
+
+    yield start
+    for served in started:
+        served.close()
