@@ -96,12 +96,14 @@ def warm(session: Session, size: int, calls: int) -> dict[str, object]:
 def cold(session: Session, rounds: int) -> dict[str, object]:
     """From asking a running executor for a lease to the first result, and each step of it."""
     steps: dict[str, list[float]] = {}
+    transport = isolation = ""
     for turn in range(rounds + COLD_WARMUP):
         before = time.monotonic_ns()
         with session.lease(cores=1, library=peer_library()) as lease:
             leased = time.monotonic_ns()
             lease.call("echo", b"x")
             after = time.monotonic_ns()
+            transport, isolation = lease.transport, lease.isolation
             if turn < COLD_WARMUP:  # the first sends the library; later ones find it there
                 continue
             taken = lease.steps_ns | {"first_call": after - leased, "total": after - before}
@@ -109,8 +111,8 @@ def cold(session: Session, rounds: int) -> dict[str, object]:
                 steps.setdefault(step, []).append(ns / 1e6)
     return {
         "benchmark": "cold",
-        "transport": "shm",
-        "isolation": lease.isolation,
+        "transport": transport,
+        "isolation": isolation,
         "rounds": rounds,
         "total_ms": stats(steps.pop("total")),
         "steps_ms": {step: stats(values) for step, values in steps.items()},

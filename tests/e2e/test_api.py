@@ -7,6 +7,7 @@ import concurrent.futures
 import gc
 import struct
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from rfaas.errors import (
     WorkerCrashedError,
 )
 from tests.harness.gate import Gate
-from tests.harness.processes import PATIENCE_S
+from tests.harness.processes import PATIENCE_S, until, workers_of
 from tests.harness.site import Site
 
 SLOTS = 16
@@ -125,6 +126,7 @@ def test_callback_that_raises(lease: Lease, caplog: pytest.LogCaptureFixture) ->
     future.result()
     future.add_done_callback(fail)
     assert "a callback of echo failed" in caplog.text
+    caplog.clear()  # its traceback has the lease
     assert lease.call("echo", b"x") == b"x"
 
 
@@ -343,12 +345,18 @@ def test_close_in_mid_call(session: Session, held: Path, gate: Callable[[], Gate
         future.result()
 
 
-def test_lease_that_is_forgotten(session: Session, held: Path) -> None:
-    """Without `close` or `with`: the session ends it."""
-    session.lease(library=held).call("copy", b"x")
-    gc.collect()
-    with session.lease(library=held) as lease:
-        assert lease.call("copy", b"x") == b"x"
+def test_lease_that_is_forgotten(site: Site, held: Path) -> None:
+    """Without `close` or `with`: its cores come back by themselves, as with any resource."""
+    node = site.start("all")
+    with site.session() as session:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)  # for who has them shown
+            session.lease(cores=2, library=held).call("copy", b"x")
+            gc.collect()
+        until(lambda: [one.cores_free for one in session.nodes()] == [2], "two free cores")
+        assert workers_of(node.pid) == []
+        with session.lease(cores=2, library=held) as lease:
+            assert lease.call("copy", b"x") == b"x"
 
 
 def test_what_a_lease_says_of_itself(session: Session, shipped: Path) -> None:
