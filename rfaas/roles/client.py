@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -61,7 +62,8 @@ def _read_input(name: str | None) -> bytes:
         with open(name, "rb") as file:
             return file.read()
     except OSError as error:
-        raise UsageError(f"cannot read the input {name}: {error.strerror}") from None
+        hint = "INPUT names a file; '-' takes standard input" if not os.path.exists(name) else ""
+        raise UsageError(f"cannot read the input {name}: {error.strerror}", hint=hint) from None
 
 
 def _write_output(name: str | None, result: memoryview) -> None:

@@ -217,6 +217,9 @@ class Served:
         self.put(self.response_at(index), index, imm, size, detail)
 
 
+Serve = Callable[..., Served]  # the fixture: options as of `Served`
+
+
 def eventually(condition: Callable[[], bool]) -> None:
     """Return when another process or thread has made it so; the test's timeout is the bound."""
     while not condition():
