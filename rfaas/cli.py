@@ -132,7 +132,6 @@ def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     bench.add_argument("--calls", type=int, default=0, metavar="N", help="how many calls")
     bench.add_argument("--inflight", type=int, default=16, metavar="N", help="calls at once (16)")
-    bench.add_argument("--client-cpu", type=int, default=-1, metavar="CPU", help="pin the client")
     _add_common(bench, (*CLIENT_FLAGS, *LEASE_FLAGS))
 
 

@@ -114,7 +114,6 @@ class Endings:
             with pytest.raises(WorkerCrashedError, match="gone"):
                 served.calls.call("echo", b"x")
         assert before.result() == b"answered"
-        assert self.crashed(served.calls.submit("echo", b"x")) if served.lane.failure else True
 
     @pytest.mark.parametrize("spin_us", [0, 10_000_000], ids=["asleep", "spinning"])
     def test_in_mid_call(self, serve: Serve, gate: Gate, spin_us: int) -> None:
@@ -237,10 +236,10 @@ class HostileClient:
             slot, answered, told = served.request(index, imm, size)
             assert (answered, told) == (status, detail), hex(imm)
             assert slot == wire.imm_fields(imm)[0]
-            for size in (SLOT_BYTES, 0):  # what is allowed works as before
+            for allowed in (SLOT_BYTES, 0):  # what is allowed works as before
                 index += 1
                 good = wire.imm(slots - 1, echo)
-                assert served.request(index, good, size) == (slots - 1, Status.OK, 0)
+                assert served.request(index, good, allowed) == (slots - 1, Status.OK, 0)
             index += 1
         assert served.account(wire.ACCOUNT_FAILED) == len(cases)
         assert served.account(wire.ACCOUNT_CALLS) == 3 * len(cases)
@@ -287,11 +286,12 @@ class HostileWorker:
         served = serve(library=None, slots=3, slot_bytes=SLOT_BYTES)
         futures = [served.calls.submit("echo", b"x") for _ in range(2)]
         served.respond(0, imm, size)
-        for future in (*futures, served.calls.submit("echo", b"later")):
+        for future in futures:
             with pytest.raises(ProtocolError, match="never asked for"):
                 future.result()
-        with pytest.raises(ProtocolError):
-            served.calls.call("echo")
+        for _ in range(3):
+            with pytest.raises(ProtocolError):
+                served.calls.call("echo")
 
     def test_two_answers_to_one_call(self, serve: Serve) -> None:
         served = serve(library=None, slots=3)
