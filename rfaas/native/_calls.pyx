@@ -224,12 +224,15 @@ cdef class Lanes:
     ) except? 0xFFFFFFFF:
         """A free slot; makes room, or waits for a call in flight to make some."""
         cdef uint32_t slot = window_take(&lane.w)
+        cdef bint hopeless
         while slot == NO_SLOT:
             if lane.failure is not None:
                 raise again(lane.failure)
+            # First: what another thread collects from here on may be what makes room.
+            hopeless = not window_in_flight(&lane.w) and not lane.busy
             lane.poll()
             if not self.spill(lane) and not lane.w.free_count:
-                if not window_in_flight(&lane.w) and not lane.busy:
+                if hopeless:
                     raise errors.CapacityError(
                         f"all {lane.w.ring.slots} slots of the lane are in use by buffers, "
                         "results and maps",
