@@ -22,6 +22,7 @@ from rfaas.proto.messages import (
     Hello,
     LeaseGranted,
     LibraryStored,
+    Message,
     OpenLease,
     ReleaseLease,
     RequestLease,
@@ -67,7 +68,7 @@ def test_release_before_the_worker_is_there(site: Site, shipped: Path) -> None:
             link.ask(GetStatus(), StatusReport)  # answered after both were taken up
         finally:
             os.kill(zygote, signal.SIGCONT)
-        replies = {}
+        replies: dict[int, Message] = {}
         while len(replies) < 2:
             reply = link.receive(time.monotonic() + PATIENCE_S)
             if reply is None:
