@@ -166,9 +166,9 @@ def _payload_row(lease: Lease, size: int) -> dict[str, object]:
         for _ in range(rounds):
             beside = _bench.BESIDE
             taken["raw_in_place"].extend(
-                _bench.measure(lane, pong, data, block, mode=beside, in_place=True)
+                _bench.measure(lane, pong, buffer, block, mode=beside, in_place=True)
             )
-            taken["in_place"].extend(_bench.measure(lane, echo, data, block, in_place=True))
+            taken["in_place"].extend(_bench.measure(lane, echo, buffer, block, in_place=True))
             taken["python_in_place"].extend(_time_calls(lease.call, buffer, block))
             taken["raw_copied"].extend(
                 _bench.measure(lane, pong, data, block, mode=beside, copy_out=True)
