@@ -73,7 +73,6 @@ def hot(session: Session, size: int, calls: int) -> dict[str, object]:
 def warm(session: Session, size: int, calls: int) -> dict[str, object]:
     """A call to a worker that sleeps, against waking a bare peer in the same way."""
     raw, native, python = array("Q"), array("Q"), array("Q")
-    size = min(size, wire.INLINE_BYTES_MAX)
     data = bytearray(os.urandom(size))
     block = min(BLOCK, max(1, calls))
     with _lease(session, size, hot_timeout_ms=0) as lease, _pinned_apart(lease):
@@ -142,7 +141,7 @@ def payload(session: Session, size_max: int = 16 << 20) -> dict[str, object]:
     """Round trips from 1 B to `size_max`: calls against the bare exchange of the same bytes.
 
     In place: the input lies in a buffer of the lease, the result is used where it is.
-    Copied: the input comes from ordinary memory; the raw exchange copies in and out.
+    Copied: from ordinary memory and back to it, in Python from `bytes` to new `bytes`.
     """
     sizes = [1, 64, 1 << 10, 4 << 10, 64 << 10, 1 << 20, 4 << 20, 16 << 20]
     with _lease(session, size_max, hot_timeout_ms=-1) as lease, _pinned_apart(lease):
@@ -161,6 +160,10 @@ def _payload_row(lease: Lease, size: int) -> dict[str, object]:
         name: array("Q")
         for name in ("raw_in_place", "in_place", "python_in_place", "raw_copied", "python_copied")
     }
+
+    def copied(name: str, given: bytes | memoryview) -> bytes:
+        return bytes(lease.call(name, given))
+
     with lease.buffer(size) as buffer:
         buffer[:] = frozen
         for _ in range(rounds):
@@ -173,7 +176,7 @@ def _payload_row(lease: Lease, size: int) -> dict[str, object]:
             taken["raw_copied"].extend(
                 _bench.measure(lane, pong, data, block, mode=beside, copy_out=True)
             )
-            taken["python_copied"].extend(_time_calls(lease.call, frozen, block))
+            taken["python_copied"].extend(_time_calls(copied, frozen, block))
     return {"size_bytes": size} | {f"{name}_ns": stats(ns) for name, ns in taken.items()}
 
 
@@ -181,7 +184,7 @@ def _lease(session: Session, size: int, *, hot_timeout_ms: int, slots: int = 16)
     return session.lease(
         cores=1,
         library=peer_library(),
-        slots=min(slots, wire.SLOTS_MAX),
+        slots=slots,
         slot_bytes=wire.slot_bytes_for(size + RAW_BYTES),
         hot_timeout_ms=hot_timeout_ms,
     )
@@ -208,7 +211,7 @@ def _pinned_apart(lease: Lease) -> Iterator[None]:
 
 
 def _time_calls(
-    call: Callable[[str, bytes | memoryview], memoryview],
+    call: Callable[[str, bytes | memoryview], object],
     data: bytes | memoryview,
     count: int,
     idle_ns: int = 0,
