@@ -1,4 +1,4 @@
-"""`rfaas bench`: each benchmark runs, briefly, and reports what it promises; no figure is judged."""
+"""`rfaas bench`: each benchmark runs and reports what it promises; no figure is judged."""
 
 from __future__ import annotations
 
