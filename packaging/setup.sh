@@ -17,7 +17,7 @@ tab=$(printf '\t')
 
 # What setup.py makes a binary of, each beside its source; and what they all depend on.
 modules='rfaas/native/_*.pyx rfaas/bench/*.c'
-module_sources='setup.py rfaas/native/*.pyx rfaas/native/*.pxd rfaas/native/*.[ch]'
+module_sources='setup.py rfaas/native/*.pyx rfaas/native/*.px[di] rfaas/native/*.[ch]'
 module_sources="$module_sources rfaas/bench/*.[ch]"
 
 # Interpreters answer in one line: version, suffix of extension modules.
