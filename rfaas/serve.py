@@ -12,11 +12,11 @@ import socket
 import sys
 from typing import TYPE_CHECKING
 
-from rfaas import config as configuration
 from rfaas.clock import SystemClock
 from rfaas.control.sockets import path_of
 from rfaas.errors import UsageError
 from rfaas.launch import zygote
+from rfaas.paths import ensure_private_dir
 
 if TYPE_CHECKING:
     from rfaas.config import Config
@@ -79,7 +79,7 @@ async def _serve(
         from rfaas.roles import resource_manager
 
         manager = config.resource_manager
-        configuration.ensure_private_dir(os.path.dirname(path_of(manager.address)))
+        ensure_private_dir(os.path.dirname(path_of(manager.address)))
         roles.append(loop.create_task(resource_manager.run(manager, clock, _ready, stop)))
     if nursery is not None:
         from rfaas.roles import executor
@@ -88,7 +88,7 @@ async def _serve(
         if private is not None:
             own = executor.private(own)
         else:
-            configuration.ensure_private_dir(os.path.dirname(path_of(own.address)))
+            ensure_private_dir(os.path.dirname(path_of(own.address)))
         roles.append(loop.create_task(executor.run(own, clock, _ready, stop, nursery, private)))
     try:
         await asyncio.gather(*roles)

@@ -36,7 +36,7 @@ LAYERS = (
     ("native",),
     ("store",),
     ("core",),
-    ("config", "config_text", "paths"),
+    ("config", "config_sources", "config_text", "paths"),
     ("proto",),
     ("clock", "errors", "units"),
 )
