@@ -74,6 +74,8 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--output", default="demo-output", metavar="DIR", help="where pictures go")
     _add_common(demo, ())
     _add_config(commands)
+    _add_install(commands)
+    _add_unconfigured(commands)
     return parser
 
 
@@ -135,7 +137,53 @@ def _add_config(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "default: a file with every key, its unit and its reason.",
     )
     config.add_argument("what", choices=("show", "check", "default"), help="what to do")
+    config.add_argument("--json", action="store_true", help="print JSON (show, check)")
+    config.add_argument(
+        "--host", default="", metavar="NAME", help="as it is for this host (this machine's name)"
+    )
     _add_common(config, ())
+
+
+def _add_install(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    install = commands.add_parser(
+        "install",
+        help="run a role as a service of systemd",
+        description="Write a systemd unit for a role, enable it and start it, and say what is "
+        "done and why. Without --user it is a service of the machine and needs root: it runs "
+        "as the system user rfaas, which is made, and a copy of this program goes to "
+        "/usr/local/bin/rfaas.",
+    )
+    install.add_argument("--systemd", action="store_true", required=True, help="with systemd")
+    install.add_argument(
+        "--role", required=True, choices=("resource-manager", "executor"), help="the role"
+    )
+    install.add_argument("--user", action="store_true", help="as a service of your own user")
+    install.add_argument(
+        "--account", default="rfaas", metavar="NAME", help="the user that it runs as (rfaas)"
+    )
+    install.add_argument("--dry-run", action="store_true", help="say what would be done, only")
+    install.add_argument("--uninstall", action="store_true", help="stop it and remove the unit")
+    install.add_argument("--config", metavar="FILE", help="configuration file that it is to read")
+
+
+def _add_unconfigured(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Commands that help even where the configuration is broken: they read none."""
+    version = commands.add_parser(
+        "version",
+        help="say which versions these are",
+        description="Say the version of this program, of its protocol and of its configuration, "
+        "of all that it carries, and of the rdma-core that it found on this machine.",
+    )
+    version.add_argument("--json", action="store_true", help="print one JSON object")
+    completion = commands.add_parser(
+        "completion",
+        help="print a shell's completion",
+        description="Print what makes a shell complete rfaas's commands and flags. For bash: "
+        "rfaas completion bash > ~/.local/share/bash-completion/completions/rfaas; for zsh: "
+        "rfaas completion zsh > a file _rfaas in a folder of $fpath; for fish: "
+        "rfaas completion fish > ~/.config/fish/completions/rfaas.fish.",
+    )
+    completion.add_argument("shell", choices=("bash", "zsh", "fish"), help="the shell")
 
 
 def _add_common(
@@ -170,14 +218,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         if not isinstance(error, RfaasError):
             raise
-        print(f"rfaas: {error}", file=sys.stderr)
+        text = f"rfaas: {error}"
+        if "JOURNAL_STREAM" in os.environ:  # perhaps of a shell that the journal has nothing of
+            from rfaas.launch import service
+
+            text = service.marked(3, text) if service.is_journal(2) else text
+        print(text, file=sys.stderr)
         return error.exit_status
 
 
 def _dispatch(options: argparse.Namespace) -> int:
+    match options.command:
+        case "version":
+            from rfaas.admin import about
+
+            return about.run(options.json)
+        case "completion":
+            from rfaas.admin import completion
+
+            print(completion.script(build_parser(), options.shell), end="")
+            return 0
+        case "install":
+            from rfaas.admin import install
+
+            return install.run(options)
+    return _dispatch_configured(options)
+
+
+def _dispatch_configured(options: argparse.Namespace) -> int:
+    from rfaas.launch import embedded
+
+    carried = embedded.read()
+    overrides = _overrides(options)
+    if options.command == "config":
+        from rfaas.admin import config_command
+
+        return config_command.run(options, overrides, carried)
     from rfaas import config
 
-    loaded = config.load(options.config, overrides=_overrides(options))
+    loaded = config.load(options.config, overrides=overrides, embedded=carried)
     match options.command:
         case "serve":
             from rfaas import serve
@@ -191,14 +270,6 @@ def _dispatch(options: argparse.Namespace) -> int:
             from rfaas.bench import demo
 
             return demo.run(loaded.config, options.output)
-        case "config":
-            from rfaas import config_text
-
-            if options.what == "show":
-                print(config_text.show(loaded))
-            elif options.what == "default":
-                print(config_text.default_text(), end="")
-            return 0
     from rfaas.roles import client
 
     return client.run(loaded.config, options)

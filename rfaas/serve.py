@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from rfaas.clock import SystemClock
 from rfaas.control.sockets import path_of
 from rfaas.errors import UsageError
-from rfaas.launch import zygote
+from rfaas.launch import service, zygote
 from rfaas.paths import ensure_private_dir
 
 if TYPE_CHECKING:
@@ -28,17 +28,15 @@ def run(config: Config, role: str, private_fd: int) -> int:
     `private_fd` is the socket of the one client that a private executor serves, or -1.
     """
     private = _private_socket(role, private_fd)
+    notifier = service.Notifier.take(os.environ)  # before there is anybody to inherit it
     nursery = zygote.start(_load_worker) if role != "resource-manager" else None
     import asyncio
-    import logging
 
-    logging.basicConfig(
-        # A private executor speaks on its client's terminal, which is not its log.
-        level="WARNING" if private else config.log.level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
-    asyncio.run(_serve(config, role, nursery, private))
+    from rfaas.launch import logs
+
+    # A private executor speaks on its client's terminal, which is not its log.
+    logs.set_up("warning" if private else config.log.level)
+    asyncio.run(_serve(config, role, nursery, private, notifier))
     if private is not None:
         os._exit(0)  # its client waits for it to be gone, not for an interpreter to tidy up
     return 0
@@ -65,14 +63,35 @@ async def _serve(
     role: str,
     nursery: tuple[int, socket.socket] | None,
     private: socket.socket | None,
+    notifier: service.Notifier,
 ) -> None:
     import asyncio
     import signal
 
+    awaited = 2 if role == "all" else 1
+
+    def ready(line: str) -> None:
+        nonlocal awaited
+        print(line, flush=True)
+        awaited -= 1
+        if awaited == 0:
+            notifier.ready(line)
+
+    def waiting(line: str) -> None:
+        # To whoever waits for this node it is there: that its manager is not up yet
+        # must not keep a machine from booting.
+        if role == "executor":
+            notifier.ready(line)
+
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+
+    def told_to_stop() -> None:
+        notifier.stopping()
+        stop.set()
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, told_to_stop)
     clock = SystemClock()
     roles = []
     if role != "executor":
@@ -80,7 +99,7 @@ async def _serve(
 
         manager = config.resource_manager
         ensure_private_dir(os.path.dirname(path_of(manager.address)))
-        roles.append(loop.create_task(resource_manager.run(manager, clock, _ready, stop)))
+        roles.append(loop.create_task(resource_manager.run(manager, clock, ready, stop)))
     if nursery is not None:
         from rfaas.roles import executor
 
@@ -89,13 +108,11 @@ async def _serve(
             own = executor.private(own)
         else:
             ensure_private_dir(os.path.dirname(path_of(own.address)))
-        roles.append(loop.create_task(executor.run(own, clock, _ready, stop, nursery, private)))
+        roles.append(
+            loop.create_task(executor.run(own, clock, ready, stop, nursery, private, waiting))
+        )
     try:
         await asyncio.gather(*roles)
     finally:
         stop.set()  # one that failed takes the other along
         await asyncio.gather(*roles, return_exceptions=True)
-
-
-def _ready(line: str) -> None:
-    print(line, flush=True)

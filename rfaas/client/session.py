@@ -22,6 +22,7 @@ from rfaas.config import Config, checked_argument, load
 from rfaas.control import link as links
 from rfaas.control.link import Link
 from rfaas.errors import ClosedError, ProtocolError, RfaasError, UnavailableError
+from rfaas.launch import embedded
 from rfaas.launch.local import PrivateExecutor
 from rfaas.proto.messages import (
     PROTOCOL_VERSION,
@@ -58,7 +59,8 @@ def connect(config: str | None = None, *, overrides: Mapping[str, object] | None
         ConfigError: the configuration is wrong.
         UnavailableError: what is configured does not answer.
     """
-    return Session(load(config, overrides=overrides or {}).config)
+    carried = embedded.read()
+    return Session(load(config, overrides=overrides or {}, embedded=carried).config)
 
 
 class Session:
