@@ -5,7 +5,7 @@ PYTHON_IN_TREE := .venv/bin/python -I
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test check bench man completion clean distclean
+.PHONY: help build demo test check bench dist man completion clean distclean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "make %-12s%s\n", $$1, $$2 }' Makefile
@@ -34,6 +34,9 @@ check: build man ## all that CI checks beside the tests: format, lint, types, wa
 
 bench: build ## measure everything (minutes); docs/benchmarks.md says what the figures mean
 	@for what in hot warm cold throughput payload; do ./rfaas.py bench $$what $(ARGS) || exit; done
+
+dist: build ## the one-file program, dist/rfaas, for each Python here; PYTHONS=... names them
+	@$(PYTHON_IN_TREE) packaging/build_zipapp.py $(PYTHONS)
 
 man: build ## build/man/rfaas.1 from the command line's parser
 	@mkdir -p build/man
