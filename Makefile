@@ -38,19 +38,14 @@ bench: build ## measure everything (minutes); docs/benchmarks.md says what the f
 dist: build ## the one-file program, dist/rfaas, for each Python here; PYTHONS=... names them
 	@$(PYTHON_IN_TREE) packaging/build_zipapp.py $(PYTHONS)
 
-man: build ## build/man/rfaas.1 from the command line's parser
-	@mkdir -p build/man
-	@$(PYTHON_IN_TREE) -c 'from argparse_manpage.cli import main; main()' \
-	    --module rfaas.cli --function build_parser --prog rfaas --manual-title rFaaS \
-	    --project-name rfaas --version "$$($(PYTHON_IN_TREE) -c 'import rfaas; print(rfaas.__version__)')" \
-	    --description 'elastic remote cores at network speed' --output build/man/rfaas.1
+man: build ## the manual, from the command line's parser: build/man
+	@$(PYTHON_IN_TREE) packaging/build_man.py build/man
 
-completion: build ## shell completion from the same parser: build/completion
+completion: build ## the shells' completion, as `rfaas completion` prints it: build/completion
 	@mkdir -p build/completion
-	@$(PYTHON_IN_TREE) -m shtab --error-unimportable --prog rfaas --shell bash \
-	    --output build/completion/rfaas.bash rfaas.cli.build_parser
-	@$(PYTHON_IN_TREE) -m shtab --error-unimportable --prog rfaas --shell zsh \
-	    --output build/completion/_rfaas rfaas.cli.build_parser
+	@./rfaas.py completion bash >build/completion/rfaas.bash
+	@./rfaas.py completion zsh >build/completion/_rfaas
+	@./rfaas.py completion fish >build/completion/rfaas.fish
 
 clean: ## remove what was built, but for .venv
 	rm -rf build dist rfaas.egg-info rfaas/*/*.so functions/*.so demo-output

@@ -141,6 +141,7 @@ def test_fish(folder: Path, line: str, expected: set[str]) -> None:
     assert complete_fish(folder, line) == expected
 
 
+@pytest.mark.slow  # a second each: zsh looks through all that it can complete
 @pytest.mark.parametrize(("line", "expected"), CASES)
 def test_zsh(folder: Path, line: str, expected: set[str]) -> None:
     assert complete_zsh(folder, line) == expected
