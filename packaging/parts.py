@@ -7,6 +7,7 @@ changed.  Run by the tree's own Python (.venv).
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -102,21 +103,28 @@ def native_modules(python: Python) -> dict[str, Path]:
         *sorted((TREE / "rfaas/native").glob("*.p[yx][xd]")),
         *sorted((TREE / "rfaas/bench").glob("*.[ch]")),
     ]
-    state = hashlib.sha256(f"{python} {_compiler()} {BUILD_FLAGS} {LINK_FLAGS}".encode())
+    state = hashlib.sha256(f"{python[1:]} {_compiler()} {BUILD_FLAGS} {LINK_FLAGS}".encode())
     for source in sources:
         state.update(source.name.encode() + source.read_bytes())
     folder = WORK / python.tag
     mark = folder / "built"
-    if not (mark.exists() and mark.read_text() == state.hexdigest()):
-        say(f"compiling the native modules for Python {python.version}")
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        _compile(python, folder)
-        mark.write_text(state.hexdigest())
+    WORK.mkdir(parents=True, exist_ok=True)
+    with (WORK / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two builds in one tree: the second finds what it needs
+        _compile_once(python, folder, mark, state.hexdigest())
     return {
         ".".join(file.relative_to(folder / "lib").parts).removesuffix(python.suffix): file
         for file in sorted((folder / "lib").rglob("*.so"))
     }
+
+
+def _compile_once(python: Python, folder: Path, mark: Path, state: str) -> None:
+    if not (mark.exists() and mark.read_text() == state):
+        say(f"compiling the native modules for Python {python.version}")
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        _compile(python, folder)
+        mark.write_text(state)
 
 
 def _compiler() -> str:

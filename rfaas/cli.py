@@ -74,6 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--output", default="demo-output", metavar="DIR", help="where pictures go")
     _add_common(demo, ())
     _add_config(commands)
+    _add_pack(commands)
     _add_install(commands)
     _add_unconfigured(commands)
     return parser
@@ -144,6 +145,25 @@ def _add_config(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     _add_common(config, ())
 
 
+def _add_pack(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    pack = commands.add_parser(
+        "pack",
+        help="write a copy of this program that carries a configuration",
+        description="Check a configuration and write a copy of this program that carries it. "
+        "The copy is all that a node needs: scp it there and run it.",
+    )
+    pack.add_argument("--config", required=True, metavar="FILE", help="the configuration (TOML)")
+    pack.add_argument("-o", "--output", required=True, metavar="FILE", help="the copy to write")
+    pack.add_argument("--base", default="", metavar="FILE", help="copy this rfaas, not the one run")
+    pack.add_argument("--key-file", default="", metavar="FILE", help="a key to carry as well")
+    pack.add_argument(
+        "--embed-private-key", action="store_true", help="even where that key is a private one"
+    )
+    pack.add_argument(
+        "--yes-embed-private-key", action="store_true", help="yes: whoever has the copy has the key"
+    )
+
+
 def _add_install(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     install = commands.add_parser(
         "install",
@@ -175,6 +195,9 @@ def _add_unconfigured(commands: argparse._SubParsersAction[argparse.ArgumentPars
         "of all that it carries, and of the rdma-core that it found on this machine.",
     )
     version.add_argument("--json", action="store_true", help="print one JSON object")
+    version.add_argument(
+        "--verify", action="store_true", help="check every byte of this program's file, only"
+    )
     completion = commands.add_parser(
         "completion",
         help="print a shell's completion",
@@ -232,6 +255,8 @@ def _dispatch(options: argparse.Namespace) -> int:
         case "version":
             from rfaas.admin import about
 
+            if options.verify:
+                return about.verify()
             return about.run(options.json)
         case "completion":
             from rfaas.admin import completion
@@ -242,6 +267,10 @@ def _dispatch(options: argparse.Namespace) -> int:
             from rfaas.admin import install
 
             return install.run(options)
+        case "pack":
+            from rfaas.admin import pack
+
+            return pack.run(options)
     return _dispatch_configured(options)
 
 

@@ -139,6 +139,7 @@ class Importer:
 
 def run(path, code, index_at):
     """Import and run the command line; ends the process."""
+    path = path.removeprefix("./")
     if not path.startswith("/"):
         import posix
 

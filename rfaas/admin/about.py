@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from rfaas import __version__
 from rfaas.config_sources import CONFIG_FORMAT
+from rfaas.errors import UsageError
 from rfaas.launch import embedded
 from rfaas.proto.messages import PROTOCOL_VERSION
 
@@ -35,6 +36,20 @@ def run(as_json: bool) -> int:
         print(json.dumps(facts, indent=2))
     else:
         print(text(facts))
+    return 0
+
+
+def verify() -> int:
+    """Check the program's own file, byte for byte; returns the exit status.
+
+    Raises:
+        DamagedError: it is not what was built.
+        UsageError: this program runs from a tree.
+    """
+    if not (path := embedded.one_file()):
+        raise UsageError("this rfaas runs from a source tree, which has no checksum")
+    embedded.verify(path)
+    print(f"{path} is as it was built")
     return 0
 
 

@@ -14,12 +14,15 @@ import os
 import zipfile
 from binascii import crc32
 from contextlib import suppress
-from typing import NamedTuple
+from typing import TYPE_CHECKING
 
 from rfaas import config
 from rfaas.errors import ConfigError, UsageError
 from rfaas.launch import embedded
 from rfaas.launch.embedded import FOOTER_BYTES, KEY_BYTES_MAX, Footer, Part
+
+if TYPE_CHECKING:
+    import argparse
 
 CONFIG_MEMBER = "rfaas-site.toml"
 KEY_MEMBER = "rfaas-site.key"
@@ -29,17 +32,7 @@ END_BYTES = 22  # the end of a zip without its comment, APPNOTE 4.3.16
 PRIVATE_SIGNS = (b"PRIVATE KEY", b"AGE-SECRET-KEY-", b"PuTTY-User-Key-File")
 
 
-class Wanted(NamedTuple):
-    """What to pack: paths, "" where there is none."""
-
-    config: str
-    output: str
-    base: str = ""
-    key: str = ""
-    private_allowed: bool = False
-
-
-def run(wanted: Wanted) -> int:
+def run(options: argparse.Namespace) -> int:
     """Write the copy; returns the exit status.
 
     Raises:
@@ -48,33 +41,34 @@ def run(wanted: Wanted) -> int:
             to write to.
         DamagedError: what is to be copied is not what was built.
     """
-    toml = _read(wanted.config, "configuration", embedded.CONFIG_BYTES_MAX)
+    toml = _read(options.config, "configuration", embedded.CONFIG_BYTES_MAX)
     # Checked alone: neither flags nor this machine's environment go along.
-    config.load(environ={}, embedded=(os.path.basename(wanted.config), toml))
+    config.load(environ={}, embedded=(os.path.basename(options.config), toml))
     if _is_private(toml):
         raise ConfigError(
-            f"{wanted.config} holds a private key, and everybody who has the program could read it",
+            f"{options.config} holds a private key, and whoever has the program could read it",
             hint="keep it in a file of its own on the nodes that need it",
         )
-    key = _read(wanted.key, "key", KEY_BYTES_MAX) if wanted.key else b""
-    if _is_private(key) and not wanted.private_allowed:
+    key = _read(options.key_file, "key", KEY_BYTES_MAX) if options.key_file else b""
+    if _is_private(key) and not (options.embed_private_key and options.yes_embed_private_key):
         raise UsageError(
-            f"{wanted.key} is a private key, and everybody who has the program could read it",
+            f"{options.key_file} is a private key, and whoever has the program could read it",
             hint="give its public half, or, to embed it all the same, "
             "both --embed-private-key and --yes-embed-private-key",
         )
-    base = wanted.base or embedded.one_file() or _built()
+    base = options.base or embedded.one_file() or _built()
     embedded.verify(base)
     with open(base, "rb") as file:
         footer = embedded.footer_of(file, base)
         file.seek(0)
         packed = _packed(file.read(), footer, toml, key)
     # A key in it makes the file as private as the key.
-    _write(wanted.output, packed, 0o700 if _is_private(key) else 0o755)
+    _write(options.output, packed, 0o700 if _is_private(key) else 0o755)
     size = len(packed) / 1e6
+    name = os.path.basename(options.output)
     carries = "this configuration and key" if key else "this configuration"
-    print(f"{wanted.output}: {size:.1f} MB, carries {carries}")
-    print("next: copy it to a node, and there: ./rfaas-site serve --role executor")
+    print(f"{options.output}: {size:.1f} MB, carries {carries}")
+    print(f"next: copy it to a node, and there: ./{name} serve --role executor")
     return 0
 
 
