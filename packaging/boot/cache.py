@@ -8,6 +8,7 @@ another user left there is never used.
 
 import _imp
 import os
+import sys
 
 
 def load(name, data, load_from, reason):
@@ -18,18 +19,25 @@ def load(name, data, load_from, reason):
         try:
             make_private(folder)
             path = os.path.join(folder, file)
-            if not holds(path, data):
+            is_new = not holds(path, data)
+            if is_new:
                 write(path, data)
-            return load_from(name, path)
+            try:
+                return load_from(name, path)
+            except ImportError:
+                if is_new:
+                    os.unlink(path)  # a noexec file system, say: nothing for later either
+                raise
         except (OSError, ImportError) as error:
             text = str(error) if isinstance(error, ImportError) else error.strerror
             refused.append(f"{folder}: {text}")
     lines = "".join(f"\n  {line}" for line in dict.fromkeys(refused))
-    raise SystemExit(
+    sys.stderr.write(
         f"rfaas: cannot load {name} from memory ({reason}), nor from a directory:{lines}\n"
         "hint: set XDG_CACHE_HOME to a directory of your own that is on a file system with "
-        "some MB free, not mounted noexec, and where programs may be run"
+        "some MB free, not mounted noexec, and where programs may be run\n"
     )
+    sys.exit(71)  # EX_OSERR
 
 
 def folders():

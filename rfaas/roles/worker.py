@@ -13,7 +13,7 @@ import time
 from rfaas import sandbox
 from rfaas.control.link import Link
 from rfaas.core.elf import read_functions
-from rfaas.errors import PeerLostError, ProtocolError, RfaasError
+from rfaas.errors import PeerLostError, ProtocolError, RfaasError, SystemCallError
 from rfaas.native._worker import Library, WorkerLanes
 from rfaas.proto.codec import names_page
 from rfaas.proto.messages import Error, LibraryLoaded, LoadLibrary
@@ -38,6 +38,11 @@ def run(link: Link) -> int:
 
 
 def _load(link: Link, task: LoadLibrary) -> WorkerLanes:
+    if not os.path.exists("/proc/self/fd"):
+        raise SystemCallError(
+            "this node has no /proc, through which workers load libraries from memory",
+            hint="mount it there: mount -t proc proc /proc",
+        )
     steps = _Steps()
     library_fd, rings_fd, account_fd = link.take_fds()
     sandbox.level(task.isolation).enter(task.memory_bytes)
