@@ -159,9 +159,16 @@ def greet(sock: socket.socket, peer: str, hello: Hello) -> Link:
     except BaseException:
         link.close()
         raise
-    if not isinstance(welcome, Welcome) or welcome.version != PROTOCOL_VERSION:
+    if not isinstance(welcome, Welcome):
         link.close()
-        raise ProtocolError(f"{peer} answered with {welcome} instead of a welcome")
+        raise ProtocolError(f"{peer} answered with {type(welcome).__name__}, no welcome")
+    if welcome.version != PROTOCOL_VERSION:
+        link.close()
+        raise ProtocolError(
+            f"{welcome.role} {welcome.name} speaks version {welcome.version} of the protocol, "
+            f"this client speaks {PROTOCOL_VERSION}",
+            hint="install the same rfaas on both nodes",
+        )
     link.peer = f"{welcome.role} {welcome.name}"
     return link
 

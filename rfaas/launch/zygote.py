@@ -41,6 +41,7 @@ def start(load: Callable[[], WorkerMain]) -> tuple[int, socket.socket]:
         ours.detach()
         _close_all_but(theirs.fileno())
         _become_child(parent, "rfaas-zygote")
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # init and batch systems send it to all
         serve(Link(theirs, "the executor"), load())
         status = 0
     except KeyboardInterrupt:

@@ -280,7 +280,7 @@ class StartWorker(Message, frozen=True):
     """Start the lease's worker with this library: one lane per core.
 
     `hot_timeout_ms`: -1 stays hot for ever, 0 sleeps at once, else milliseconds
-    since the last call.  The error `library-unknown` asks for `SendLibrary`.
+    since the last call.  The error `unavailable` asks for `SendLibrary`.
     """
 
     lease: LeaseId
