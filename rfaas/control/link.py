@@ -17,7 +17,14 @@ import msgspec
 from rfaas.control import sockets
 from rfaas.errors import PeerLostError, ProtocolError, UnavailableError, from_wire
 from rfaas.proto.codec import Framer, decode, encode
-from rfaas.proto.messages import PROTOCOL_VERSION, Error, Hello, Message, Welcome
+from rfaas.proto.messages import (
+    PROTOCOL_VERSION,
+    Error,
+    Hello,
+    Message,
+    Welcome,
+    version_fault,
+)
 
 NOTICES_MAX = 4096
 
@@ -60,8 +67,8 @@ class Link:
                     raise PeerLostError(
                         f"no answer from {self.peer} to {type(message).__name__} in {timeout_s:g} s"
                     )
-                if reply.id == wanted:
-                    break
+                if reply.id == wanted or (reply.id == 0 and isinstance(reply, Error)):
+                    break  # an error without a request's id refuses the link
                 if reply.id == 0:
                     self._keep(reply)
         if isinstance(reply, Error):
@@ -164,11 +171,8 @@ def greet(sock: socket.socket, peer: str, hello: Hello) -> Link:
         raise ProtocolError(f"{peer} answered with {type(welcome).__name__}, no welcome")
     if welcome.version != PROTOCOL_VERSION:
         link.close()
-        raise ProtocolError(
-            f"{welcome.role} {welcome.name} speaks version {welcome.version} of the protocol, "
-            f"this client speaks {PROTOCOL_VERSION}",
-            hint="install the same rfaas on both nodes",
-        )
+        text, hint = version_fault(welcome, f"{hello.role} {hello.name}")
+        raise ProtocolError(text, hint=hint)
     link.peer = f"{welcome.role} {welcome.name}"
     return link
 
