@@ -101,6 +101,9 @@ class Link:
                     self._take()
                 except TimeoutError:
                     return None
+                except ProtocolError:
+                    self._lost = True  # where the next message begins is anybody's guess
+                    raise
                 finally:
                     if not self._lost:
                         self._sock.settimeout(None)
@@ -135,7 +138,7 @@ class Link:
 
     def _take(self) -> None:
         try:
-            data, fds = sockets.receive(self._sock)
+            data, fds = sockets.receive(self._sock, len(self._fds))
         except (TimeoutError, BlockingIOError):
             raise TimeoutError from None
         except OSError as error:

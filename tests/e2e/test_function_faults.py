@@ -157,7 +157,7 @@ def test_loop_past_its_deadline(session: Session, hostile: Path) -> None:
         assert not is_alive(worker)
         assert lives(lease)
         with pytest.raises(DeadlineExceededError):
-            lease.submit("loop_forever").result(timeout=0.05)
+            lease.submit("loop_forever", timeout=0.05).result()
         assert lives(lease)
     with (
         session.lease(library=hostile, call_timeout_s=0.05) as lease,
@@ -179,11 +179,11 @@ def test_deadline_takes_the_calls_behind_it_along(
     """All calls in flight on that worker fail, each with the reason; later ones are served."""
     with session.lease(library=held) as lease:
         one = gate()
-        first = lease.submit("hold", one.data)
+        first = lease.submit("hold", one.data, timeout=0.05)
         behind = [lease.submit("copy", b"x") for _ in range(5)]
         one.begun()
         with pytest.raises(DeadlineExceededError):
-            first.result(timeout=0.05)
+            first.result()
         for future in behind:
             assert isinstance(future.exception(), WorkerCrashedError)
             assert "a call of hold did not return within 0.05 s" in str(future.exception())
@@ -245,9 +245,10 @@ def test_deadlines_do_not_count_as_crashes(site: Site, hostile: Path) -> None:
 def test_children_of_a_function_go_with_its_worker(
     session: Session, held: Path, gate: Callable[[], Gate], ending: str
 ) -> None:
+    """Also those that have left its group and session, and their children."""
     one = gate()
     lease = session.lease(library=held)
-    (child,) = struct.unpack("<i", lease.call("hold_in_child", one.data))
+    (child,) = struct.unpack("<i", lease.call("hold_in_children", one.data))
     worker = one.begun()
     assert is_alive(child)
     if ending == "crash":
@@ -260,6 +261,21 @@ def test_children_of_a_function_go_with_its_worker(
     one.ended()
     wait_for_end(worker, child)
     lease.close()
+
+
+def test_orphans_of_a_function_outlive_other_workers(
+    session: Session, held: Path, hostile: Path, gate: Callable[[], Gate]
+) -> None:
+    """What a worker has left behind belongs to it, not to the next one that dies."""
+    one = gate()
+    with session.lease(library=held) as lease, session.lease(library=hostile) as other:
+        lease.call("leave_orphan", one.data)
+        one.begun()
+        for _ in range(3):
+            with pytest.raises(WorkerCrashedError):
+                other.call("crash_segv")
+        assert one.is_held()
+    one.ended()
 
 
 def test_memory_limit(session: Session, hostile: Path) -> None:

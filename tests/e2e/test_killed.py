@@ -194,6 +194,24 @@ def test_executor_killed_in_mid_call(site: Site, held: Path, gate: Callable[[], 
             assert bytes(again.call("copy", b"again")) == b"again"
 
 
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_children_of_a_function_go_with_the_executor(
+    site: Site, held: Path, gate: Callable[[], Gate], number: int
+) -> None:
+    executor, one = site.start("executor", "--resource-manager", "none"), gate()
+    with (
+        site.session(client__executor=site.address("executor")) as session,
+        session.lease(library=held) as lease,
+    ):
+        lease.call("hold_in_children", one.data)
+        one.begun()
+        assert one.is_held()
+        site.killed = number == signal.SIGKILL
+        executor.signal(number)
+        executor.wait()
+        one.ended()
+
+
 def test_call_command_says_that_its_executor_was_killed(
     site: Site, held: Path, gate: Callable[[], Gate]
 ) -> None:
@@ -302,14 +320,14 @@ def test_lease_ends_while_the_manager_is_away(site: Site, held: Path) -> None:
 
 def test_client_renews_with_the_next_manager(site: Site, held: Path) -> None:
     """A lease outlives its duration through a change of managers."""
-    site.set(client__lease_duration_s=3)
+    site.set(client__lease_duration_s=2)
     manager = site.start("resource-manager")
     site.start("executor")
     with site.session() as session, session.lease(library=held) as lease:
         restart(site, manager)
         with site.session() as second:
             until(lambda: [node.state for node in second.nodes()] == ["up"], "the node again")
-            until(lambda: second.leases() and second.leases()[0].age_s > 3.5, "an age of 3.5 s")
+            until(lambda: second.leases() and second.leases()[0].age_s > 2.5, "an age of 2.5 s")
             assert [one.lease for one in second.leases()] == [lease.id]
         assert bytes(lease.call("copy", b"x")) == b"x"
 

@@ -53,13 +53,14 @@ def test_70_000_calls_on_one_lane(site: Site, counter: Path) -> None:
     """More than 2**16, with answers that cannot be mixed up, one by one and pipelined."""
     number = struct.Struct("<Q")
     with site.private_session() as session, session.lease(library=counter) as lease:
-        for wanted in range(1, 70_001):
+        for wanted in range(1, 1001):
             assert bytes(lease.call("count")) == number.pack(wanted)
-        futures = [lease.submit("count") for _ in range(5000)]
-        for wanted, future in enumerate(futures, start=70_001):
+        futures = [lease.submit("count") for _ in range(1000)]
+        for wanted, future in enumerate(futures, start=1001):
             assert bytes(future.result()) == number.pack(wanted)
         counts = [number.unpack(one)[0] for one in lease.map("count", [b""] * 70_000)]
-        assert counts == list(range(75_001, 145_001))
+        assert counts == list(range(2001, 72_001))
+        assert bytes(lease.call("count")) == number.pack(72_001)
 
 
 SIZES = [0, 1, 103, 104, 105, 4095, 4096, 4097, SLOT - 1, SLOT]

@@ -45,7 +45,10 @@ def test_private_executor_has_no_reports(site: Site, command: str) -> None:
 
 def test_nothing_yet(site: Site) -> None:
     site.start("resource-manager")
-    for command, words in (("nodes", b"no node has joined yet\n"), ("leases", b"no lease is live\n")):
+    for command, words in (
+        ("nodes", b"no node has joined yet\n"),
+        ("leases", b"no lease is live\n"),
+    ):
         done = site.run(command)
         assert (done.returncode, done.stdout, done.stderr) == (0, b"", words)
         assert objects(site, command) == []

@@ -77,12 +77,17 @@ class Waiting:
             assert served.calls.call("echo", u32(index)) == u32(index)
 
     def test_deadline(self, serve: Serve, gate: Gate) -> None:
-        served = serve(slots=2)
+        served = serve(slots=3)
         with pytest.raises(DeadlineExceededError, match=r"hold.*0\.02 s"):
             served.calls.call("hold", gate.data, timeout=0.02)
         future = served.calls.submit("echo", b"behind it")
-        with pytest.raises(DeadlineExceededError, match="echo"):
+        with pytest.raises(TimeoutError, match="no result of echo yet; the call goes on"):
             future.result(timeout=0.001)
+        late = served.calls.submit("echo", b"late", timeout=0.001)
+        with pytest.raises(DeadlineExceededError, match=r"echo.*0\.001 s"):
+            late.result()
+        with pytest.raises(DeadlineExceededError, match=r"echo.*0\.002 s"):
+            served.calls.call("echo", timeout=0.002)  # which waits for a slot
         gate.let()
         assert future.result(timeout=60) == b"behind it"
         for timeout in (0, -1, float("nan")):
