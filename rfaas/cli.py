@@ -19,15 +19,15 @@ EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 LEASE_FLAGS = (
     ("--cores", "lease.cores", "N", "cores to lease, one lane each"),
     ("--memory", "lease.memory", "SIZE", "memory to lease, such as 2GiB"),
-    ("--isolation", "lease.isolation", "LEVEL", "isolation of the worker"),
+    ("--isolation", "lease.isolation", "LEVEL", "how a worker is shut in: 'process' today"),
     ("--slots", "lane.slots", "N", "calls that a lane holds at once"),
     ("--slot-bytes", "lane.slot_bytes", "SIZE", "largest input and output of a call"),
     ("--hot-timeout-ms", "lane.hot_timeout_ms", "MS", "spin so long after a call; -1: for ever"),
     ("--timeout", "client.call_timeout_s", "S", "deadline of each call in seconds; 0: none"),
 )
 CLIENT_FLAGS = (
-    ("--resource-manager", "client.resource_manager", "ADDRESS", "ask the manager at this address"),
-    ("--executor", "client.executor", "ADDRESS", "ask this executor; 'private': start one"),
+    ("--resource-manager", "client.resource_manager", "ADDRESS", "ask the resource manager there"),
+    ("--executor", "client.executor", "ADDRESS", "ask an executor there; 'private': start one"),
 )
 SERVE_FLAGS = (
     ("--address", "", "ADDRESS", "listen here, such as unix:/run/rfaas/executor.sock"),
@@ -56,8 +56,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_call(commands)
     for name, about in (
         ("nodes", "list the nodes and their free cores"),
-        ("leases", "list the leases"),
-        ("status", "say how the resource manager is"),
+        ("leases", "list the leases that are live"),
+        ("status", "tell the state of the resource manager"),
     ):
         command = commands.add_parser(name, help=about, description=about.capitalize() + ".")
         command.add_argument("--json", action="store_true", help="print JSON, one object a line")
@@ -85,7 +85,8 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "serve",
         help="take on a role on this node",
         description="Take on a role until interrupted: resource-manager (one per cluster), "
-        "executor (one per node), or all (both, for one machine).",
+        "executor (one per node), or all (both, for one machine). It says in one line when it is "
+        "ready, and what to type next.",
     )
     serve.add_argument(
         "--role", required=True, choices=("resource-manager", "executor", "all"), help="the role"
@@ -104,10 +105,16 @@ def _add_call(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     call.add_argument("library", metavar="LIBRARY", help="a shared object (functions/rfaas.h)")
     call.add_argument("function", metavar="FUNCTION", help="a function that it exports")
     call.add_argument(
-        "input", metavar="INPUT", nargs="?", default=None, help="a file; '-': standard input"
+        "input",
+        metavar="INPUT",
+        nargs="?",
+        default=None,
+        help="a file; '-': standard input; none: no bytes",
     )
     call.add_argument("-o", "--output", metavar="FILE", help="write the result here, not to stdout")
-    call.add_argument("--repeat", type=int, default=1, metavar="N", help="call N times")
+    call.add_argument(
+        "--repeat", type=int, default=1, metavar="N", help="call so often, write once"
+    )
     call.add_argument("--stats", action="store_true", help="say on stderr how long it took")
     _add_common(call, (*CLIENT_FLAGS, *LEASE_FLAGS))
 
@@ -123,10 +130,11 @@ def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "what", choices=("hot", "warm", "cold", "throughput", "payload"), help="what to measure"
     )
     bench.add_argument("--json", action="store_true", help="print one JSON object")
-    bench.add_argument("--size", type=int, default=64, metavar="BYTES", help="payload (64)")
+    bench.add_argument(
+        "--size", type=int, default=64, metavar="BYTES", help="input of each call (64)"
+    )
     bench.add_argument("--calls", type=int, default=0, metavar="N", help="how many calls")
     bench.add_argument("--inflight", type=int, default=16, metavar="N", help="calls at once (16)")
-    bench.add_argument("--client-cpu", type=int, default=-1, metavar="CPU", help="pin the client")
     _add_common(bench, (*CLIENT_FLAGS, *LEASE_FLAGS))
 
 
@@ -215,7 +223,9 @@ def _add_common(
     for flag, key, metavar, about in flags:
         parser.add_argument(flag, dest=key or "address", metavar=metavar, help=about)
     parser.add_argument("--config", metavar="FILE", help="configuration file (TOML)")
-    parser.add_argument("--log-level", dest="log.level", metavar="LEVEL", help="debug, info, ...")
+    parser.add_argument(
+        "--log-level", dest="log.level", metavar="LEVEL", help="debug, info, warning, error"
+    )
     parser.add_argument(
         "--set",
         action="append",
@@ -227,7 +237,11 @@ def _add_common(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit status."""
-    options = build_parser().parse_args(arguments)
+    parser = build_parser()
+    if not (sys.argv[1:] if arguments is None else arguments):
+        parser.print_help(sys.stderr)  # its usage alone would name no command
+        return 2  # as argparse does
+    options = parser.parse_args(arguments)
     try:
         return _dispatch(options)
     except KeyboardInterrupt:

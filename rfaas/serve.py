@@ -72,10 +72,12 @@ async def _serve(
 
     def ready(line: str) -> None:
         nonlocal awaited
-        print(line, flush=True)
         awaited -= 1
-        if awaited == 0:
+        if awaited:  # of a role that starts another one itself, that one says what to type next
+            line = line.partition("; next: ")[0]
+        else:
             notifier.ready(line)
+        _say(line)
 
     def waiting(line: str) -> None:
         # To whoever waits for this node it is there: that its manager is not up yet
@@ -83,12 +85,12 @@ async def _serve(
         if role == "executor":
             notifier.ready(line)
 
-    stop = asyncio.Event()
+    stop, stop_manager = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
 
     def told_to_stop() -> None:
         notifier.stopping()
-        stop.set()
+        (stop if nursery else stop_manager).set()
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, told_to_stop)
@@ -99,7 +101,7 @@ async def _serve(
 
         manager = config.resource_manager
         ensure_private_dir(os.path.dirname(path_of(manager.address)))
-        roles.append(loop.create_task(resource_manager.run(manager, clock, ready, stop)))
+        roles.append(loop.create_task(resource_manager.run(manager, clock, ready, stop_manager)))
     if nursery is not None:
         from rfaas.roles import executor
 
@@ -108,11 +110,18 @@ async def _serve(
             own = executor.private(own)
         else:
             ensure_private_dir(os.path.dirname(path_of(own.address)))
-        roles.append(
-            loop.create_task(executor.run(own, clock, ready, stop, nursery, private, waiting))
-        )
+        task = loop.create_task(executor.run(own, clock, ready, stop, nursery, private, waiting))
+        task.add_done_callback(lambda _: stop_manager.set())  # it tells the manager how it ended
+        roles.append(task)
     try:
         await asyncio.gather(*roles)
     finally:
         stop.set()  # one that failed takes the other along
         await asyncio.gather(*roles, return_exceptions=True)
+
+
+def _say(line: str) -> None:
+    """Say that a role is ready, with the next command as it is typed here."""
+    from rfaas.launch import local
+
+    print(line.replace("; next: rfaas ", f"; next: {local.program()} "), flush=True)

@@ -153,6 +153,17 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert anchor in headings, link
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_are_named_exist(page: Path) -> None:
+    """`roles/executor.py` is below rfaas/; what stands in a directory's table is below that."""
+    named = set(
+        re.findall(r"`([\w./-]+/[\w.-]*\.(?:py|pyx|c|h|md|toml|sh)|[\w./-]+/)`", page.read_text())
+    )
+    wanted = {name for name in named if "NAME" not in name and not name.startswith(("/", "./"))}
+    places = (TREE, TREE / "rfaas", page.parent)
+    assert [name for name in wanted if not any((at / name).exists() for at in places)] == []
+
+
 def slug(heading: str) -> str:
     """The anchor of a heading."""
     return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")

@@ -37,7 +37,8 @@ RFAAS_EXPORT uint32_t pong(void *args, uint32_t size, void *res) {
             cell_put(response, seq, 0, bytes, 0);
         } else {
             cell_get_inline(request, data, bytes);
-            cell_put_inline_padded(response, seq, 0, data, bytes, 0);
+            cell_put_inline_padded(response, seq, imm_make(0, 0, FLAG_INLINE), data, bytes,
+                                   0);
         }
     }
     return 0;

@@ -109,7 +109,7 @@ class Lease(Lanes):
         if self._link is None or self._ended is not None:
             return
         duration_s = self._session.config.client.lease_duration_s
-        granted = self._session.link.request(RenewLease(lease=self.id, duration_s=duration_s))
+        granted = self._session.request(RenewLease(lease=self.id, duration_s=duration_s))
         if isinstance(granted, LeaseGranted):
             self._link.request(OpenLease(token=granted.token))
 
@@ -133,7 +133,7 @@ class Lease(Lanes):
             link.close()
         if self.id and not isinstance(over, PeerLostError):
             try:
-                self._session.link.request(ReleaseLease(lease=self.id))
+                self._session.request(ReleaseLease(lease=self.id))
             except RfaasError:
                 pass  # so does the resource manager
 

@@ -21,7 +21,13 @@ from rfaas.client.library import Library
 from rfaas.config import Config, checked_argument, load
 from rfaas.control import link as links
 from rfaas.control.link import Link
-from rfaas.errors import ClosedError, ProtocolError, RfaasError, UnavailableError
+from rfaas.errors import (
+    ClosedError,
+    PeerLostError,
+    ProtocolError,
+    RfaasError,
+    UnavailableError,
+)
 from rfaas.launch import embedded
 from rfaas.launch.local import PrivateExecutor
 from rfaas.proto.messages import (
@@ -34,6 +40,7 @@ from rfaas.proto.messages import (
     Leases,
     ListLeases,
     ListNodes,
+    Message,
     NodeReport,
     Nodes,
     RequestLease,
@@ -41,6 +48,7 @@ from rfaas.proto.messages import (
 )
 
 RENEWALS_PER_LEASE = 3  # a lease is renewed when a third of its time has passed
+RETRY_S = 0.5  # between two tries to renew while nobody answers
 
 
 def connect(config: str | None = None, *, overrides: Mapping[str, object] | None = None) -> Session:
@@ -149,7 +157,7 @@ class Session:
             call_timeout_s=self._asked("client", "call_timeout_s", call_timeout_s),
         )
         start = time.monotonic_ns()
-        granted = self.link.request(wanted)
+        granted = self.request(wanted)
         lease.steps_ns["request"] = time.monotonic_ns() - start
         if not isinstance(granted, LeaseGranted):
             raise ProtocolError(f"{self.link.peer} answered {type(granted).__name__} to a request")
@@ -171,6 +179,25 @@ class Session:
             return getattr(getattr(self.config, section), key)
         return checked_argument(key, f"{section}.{key}", value)
 
+    def request(self, message: Message) -> Message:
+        """Ask whoever grants leases; one that was replaced meanwhile is found again.
+
+        Raises:
+            PeerLostError, UnavailableError: nobody is there now.
+            RfaasError: what it answered with.
+        """
+        link = self.link
+        try:
+            return link.request(message)
+        except PeerLostError:
+            if self._private is not None or self._closed.is_set():
+                raise
+        with self._lock:
+            if self.link is link:  # else another thread was here before
+                self.link = links.connect(self.where, self._hello)
+                link.close()
+        return self.link.request(message)
+
     def link_to(self, address: str) -> Link:
         """A new link to the executor of a lease."""
         if self._private is None:
@@ -185,7 +212,7 @@ class Session:
         found: list[NodeReport] = []
         more = True
         while more:
-            page = self.link.request(ListNodes(after=found[-1].node if found else ""))
+            page = self.request(ListNodes(after=found[-1].node if found else ""))
             assert isinstance(page, Nodes)
             found += page.nodes
             more = page.more
@@ -197,7 +224,7 @@ class Session:
         more = True
         while more:
             after = found[-1].lease if found else ""
-            page = self.link.request(ListLeases(after=after, all=all))
+            page = self.request(ListLeases(after=after, all=all))
             assert isinstance(page, Leases)
             found += page.leases
             more = page.more
@@ -205,7 +232,7 @@ class Session:
 
     def status(self) -> StatusReport:
         """The state of whoever grants leases to this session."""
-        report = self.link.request(GetStatus())
+        report = self.request(GetStatus())
         assert isinstance(report, StatusReport)
         return report
 
@@ -224,11 +251,14 @@ class Session:
 
     def _keep(self) -> None:
         """Renew leases until the session is closed (in a thread of its own)."""
-        pause_s = self.config.client.lease_duration_s / RENEWALS_PER_LEASE
+        usual_s = pause_s = self.config.client.lease_duration_s / RENEWALS_PER_LEASE
         while not self._closed.wait(pause_s):
+            pause_s = usual_s
             for lease in list(self._leases):
                 try:
                     lease.renew()
+                except (PeerLostError, UnavailableError):
+                    pause_s = min(usual_s, RETRY_S)
                 except RfaasError:
                     continue  # the lease notices by itself when its time is up
 

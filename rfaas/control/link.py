@@ -17,7 +17,14 @@ import msgspec
 from rfaas.control import sockets
 from rfaas.errors import PeerLostError, ProtocolError, UnavailableError, from_wire
 from rfaas.proto.codec import Framer, decode, encode
-from rfaas.proto.messages import PROTOCOL_VERSION, Error, Hello, Message, Welcome
+from rfaas.proto.messages import (
+    PROTOCOL_VERSION,
+    Error,
+    Hello,
+    Message,
+    Welcome,
+    version_fault,
+)
 
 NOTICES_MAX = 4096
 
@@ -60,8 +67,8 @@ class Link:
                     raise PeerLostError(
                         f"no answer from {self.peer} to {type(message).__name__} in {timeout_s:g} s"
                     )
-                if reply.id == wanted:
-                    break
+                if reply.id == wanted or (reply.id == 0 and isinstance(reply, Error)):
+                    break  # an error without a request's id refuses the link
                 if reply.id == 0:
                     self._keep(reply)
         if isinstance(reply, Error):
@@ -94,6 +101,9 @@ class Link:
                     self._take()
                 except TimeoutError:
                     return None
+                except ProtocolError:
+                    self._lost = True  # where the next message begins is anybody's guess
+                    raise
                 finally:
                     if not self._lost:
                         self._sock.settimeout(None)
@@ -128,7 +138,7 @@ class Link:
 
     def _take(self) -> None:
         try:
-            data, fds = sockets.receive(self._sock)
+            data, fds = sockets.receive(self._sock, len(self._fds))
         except (TimeoutError, BlockingIOError):
             raise TimeoutError from None
         except OSError as error:
@@ -159,9 +169,13 @@ def greet(sock: socket.socket, peer: str, hello: Hello) -> Link:
     except BaseException:
         link.close()
         raise
-    if not isinstance(welcome, Welcome) or welcome.version != PROTOCOL_VERSION:
+    if not isinstance(welcome, Welcome):
         link.close()
-        raise ProtocolError(f"{peer} answered with {welcome} instead of a welcome")
+        raise ProtocolError(f"{peer} answered with {type(welcome).__name__}, no welcome")
+    if welcome.version != PROTOCOL_VERSION:
+        link.close()
+        text, hint = version_fault(welcome, f"{hello.role} {hello.name}")
+        raise ProtocolError(text, hint=hint)
     link.peer = f"{welcome.role} {welcome.name}"
     return link
 

@@ -70,7 +70,7 @@ int bench_raw(window *w, uint32_t slot, uint32_t function, uint32_t mode, uint8_
                 memcpy(input + PONG_DATA_OFFSET, data, size);
             cell_put(request, seq, 0, size, 0);
         } else {
-            cell_put_inline(request, seq, 0, data, size, 0);
+            cell_put_inline(request, seq, imm_make(0, 0, FLAG_INLINE), data, size, 0);
         }
         if (mode == PONG_ASLEEP) {
             fence();

@@ -33,7 +33,7 @@ static void lane_sleep(worker_lane *lane, const ring_cell *cell, uint32_t seq, l
     account(lane, times, before);
     store_release(sleeps, 1);
     fence();
-    if (load_acquire(&cell->seq0) != seq && !load_acquire(&lane->stop)) {
+    if (!cell_ready(cell, seq) && !load_acquire(&lane->stop)) {
         futex_wait(sleeps, 1, UINT64_MAX);
         lane->account->wakeups++;
     }
@@ -56,7 +56,7 @@ static int lane_wait(worker_lane *lane, const ring_cell *cell, uint32_t seq, lan
                 return 1;
             cpu_pause();
         }
-        if (load_acquire(&cell->seq0) == seq)
+        if (cell_ready(cell, seq))
             return 1;
         if (UNLIKELY(load_acquire(&lane->stop)))
             return 0;

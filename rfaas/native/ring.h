@@ -188,20 +188,22 @@ static inline void cell_put_inline_padded(ring_cell *cell, uint32_t seq, uint32_
     cell_put(cell, seq, imm, size, detail);
 }
 
-/* Copy the payload of a cell whose seq0 was seen; `to` has room for INLINE_BYTES_MAX bytes.
- * The second line was stored before the first's flag, so its own flag is there already:
- * polling both lets the two cache misses overlap. */
+/* Copy the payload of a cell that is ready; `to` has room for INLINE_BYTES_MAX bytes. */
 static inline void cell_get_inline(const ring_cell *cell, void *to, uint32_t size) {
     memcpy(to, cell->data0, DATA0_BYTES);
     if (size > DATA0_BYTES)
         memcpy((uint8_t *)to + DATA0_BYTES, cell->data1, DATA1_BYTES);
 }
 
-/* Whether the cell announces number `seq`; touches its second line, too, so that it travels
- * while we wait. */
+/* Whether the cell announces number `seq`, and its second line is there if it is used: what
+ * writes cells need not write their lines in order.  Both lines are read in either case, so
+ * that their cache misses overlap. */
 static inline int cell_ready(const ring_cell *cell, uint32_t seq) {
-    (void)*(const volatile uint32_t *)&cell->seq1;
-    return load_acquire(&cell->seq0) == seq;
+    const uint32_t seq1 = load_acquire(&cell->seq1);
+    if (load_acquire(&cell->seq0) != seq)
+        return 0;
+    return LIKELY(cell->size <= DATA0_BYTES || !(imm_flags(cell->imm) & FLAG_INLINE) ||
+                  seq1 == seq || load_acquire(&cell->seq1) == seq);
 }
 
 /* Map the ring at `offset` of `fd`; with `guards`, make its guard pages inaccessible.

@@ -39,6 +39,8 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
+from rfaas import __version__
+
 PROTOCOL_VERSION = 1
 FRAME_BYTES_MAX = 64 * 1024
 LIBRARY_PART_BYTES_MAX = 48 * 1024  # leaves room for the frame's other fields
@@ -46,9 +48,10 @@ LIBRARY_BYTES_MAX = 512 * 1024 * 1024
 
 Name = Annotated[str, Meta(min_length=1, max_length=255)]
 Address = Annotated[str, Meta(min_length=1, max_length=255)]
+Program = Annotated[str, Meta(max_length=64)]  # rfaas.__version__
 Text = Annotated[str, Meta(max_length=4096)]
-LeaseId = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}$")]  # 128 random bits
-Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+LeaseId = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]  # 128 random bits
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Cores = Annotated[int, Meta(ge=1, le=65536)]
 Bytes = Annotated[int, Meta(ge=0, le=2**60)]
@@ -66,8 +69,9 @@ class Hello(Message, frozen=True):
     """The first message on every link, from the side that connected."""
 
     version: int
-    role: Annotated[str, Meta(pattern="^(client|executor|resource-manager|worker)$")]
+    role: Annotated[str, Meta(pattern=r"^(client|executor|resource-manager|worker)\Z")]
     name: Name
+    program: Program = __version__
 
 
 class Welcome(Message, frozen=True):
@@ -76,6 +80,18 @@ class Welcome(Message, frozen=True):
     version: int
     role: Name
     name: Name
+    program: Program = __version__
+
+
+def version_fault(theirs: Hello | Welcome, own: str) -> tuple[str, str]:
+    """Text and hint where a peer speaks another version of the protocol; `own` names our side."""
+    return (
+        (
+            f"{theirs.role} {theirs.name} (rfaas {theirs.program}) speaks version {theirs.version} "
+            f"of the protocol, {own} (rfaas {__version__}) speaks {PROTOCOL_VERSION}"
+        ),
+        "install the same rfaas on both nodes",
+    )
 
 
 class Error(Message, frozen=True):
@@ -280,7 +296,7 @@ class StartWorker(Message, frozen=True):
     """Start the lease's worker with this library: one lane per core.
 
     `hot_timeout_ms`: -1 stays hot for ever, 0 sleeps at once, else milliseconds
-    since the last call.  The error `library-unknown` asks for `SendLibrary`.
+    since the last call.  The error `unavailable` asks for `SendLibrary`.
     """
 
     lease: LeaseId

@@ -45,9 +45,10 @@ def sealed(name: str, parts: list[tuple[int, bytes]], size: int, *, final: bool 
             os.pwrite(fd, part, offset)
         if final:
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         os.close(fd)
-        raise SystemCallError(f"cannot make {name} of {size} bytes: {error.strerror}") from None
+        why = error.strerror if isinstance(error, OSError) else error
+        raise SystemCallError(f"cannot make {name} of {size} bytes: {why}") from None
     return fd
 
 

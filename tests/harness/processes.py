@@ -130,10 +130,14 @@ class Child:
 def is_alive(pid: int) -> bool:
     """Whether a process runs; one that only waits to be reaped does not."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        return _stat(pid)[0] not in ENDED
     except OSError:
         return False
-    return stat.rpartition(")")[2].split()[0] not in ENDED
+
+
+def parent_of(pid: int) -> int:
+    """The parent of a process that is there."""
+    return int(_stat(pid)[1])
 
 
 def descendants(pid: int) -> Iterator[int]:
@@ -142,10 +146,9 @@ def descendants(pid: int) -> Iterator[int]:
     for entry in os.listdir("/proc"):
         if entry.isdigit():
             try:
-                stat = Path(f"/proc/{entry}/stat").read_text()
+                parents[int(entry)] = parent_of(int(entry))
             except OSError:
                 continue
-            parents[int(entry)] = int(stat.rpartition(")")[2].split()[1])
     found = [pid]
     while found:
         parent = found.pop()
@@ -162,6 +165,11 @@ def workers_of(pid: int) -> list[int]:
 def wait_for_end(*pids: int) -> None:
     """Return when processes that need not be our children are gone."""
     until(lambda: not any(map(is_alive, pids)), f"the end of processes {pids}")
+
+
+def _stat(pid: int) -> list[str]:
+    """State, parent and what follows, proc_pid_stat(5); the name before may hold anything."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 
 def _name(pid: int) -> str:

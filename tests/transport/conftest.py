@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,14 +11,14 @@ import pytest
 from tests.functions.build import HERE as FUNCTIONS
 from tests.functions.build import build_text
 
-pytest.register_assert_rewrite("tests.transport.contract", "tests.transport.contract_faults")
+pytest.register_assert_rewrite(
+    *(f"tests.transport.contract{part}" for part in ("", "_faults", "_threads"))
+)
 
-from tests.transport.served import Gate, Served  # noqa: E402 - after the line above
+from tests.transport.served import Gate, Serve, Served  # noqa: E402 - after the line above
 
 if TYPE_CHECKING:
     from rfaas.transport import Transport
-
-Serve = Callable[..., Served]
 
 
 @pytest.fixture(scope="session")

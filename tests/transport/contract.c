@@ -1,7 +1,8 @@
 /* What the contract of transports calls: all of the tests' functions in one library. */
-#include "../../functions/echo.c"
-#include "../functions/counter.c"
-#include "../functions/hostile.c"
+#include "hostile.c"
+
+#include "counter.c"
+#include "echo.c"
 
 /* Takes two descriptors: says on the first that it has begun, and waits for a byte on the
  * second.  Returns its input. */
