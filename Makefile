@@ -5,7 +5,7 @@ PYTHON_IN_TREE := .venv/bin/python -I
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test check bench dist man completion clean distclean
+.PHONY: help build demo test check bench dist sbom deb man completion clean distclean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "make %-12s%s\n", $$1, $$2 }' Makefile
@@ -37,6 +37,13 @@ bench: build ## measure everything (minutes); docs/benchmarks.md says what the f
 
 dist: build ## the one-file program, dist/rfaas, for each Python here; PYTHONS=... names them
 	@$(PYTHON_IN_TREE) packaging/build_zipapp.py $(PYTHONS)
+	@$(MAKE) --no-print-directory sbom
+
+sbom: ## what each program in dist/ carries, as CycloneDX JSON beside it
+	@$(PYTHON_IN_TREE) packaging/sbom.py $(wildcard dist/rfaas dist/rfaas-linux-x86_64)
+
+deb: dist ## a Debian package of dist/rfaas with units, manual and completion
+	@$(PYTHON_IN_TREE) packaging/build_deb.py
 
 man: build ## the manual, from the command line's parser: build/man
 	@$(PYTHON_IN_TREE) packaging/build_man.py build/man

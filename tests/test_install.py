@@ -111,6 +111,13 @@ def test_a_service_of_ones_own(machine: Machine, program: str) -> None:
     assert not (machine.path / "usr").exists()
 
 
+def test_a_program_of_a_package_runs_where_it_lies(machine: Machine) -> None:
+    wanted = wish("/usr/bin/env")  # that it is there and everybody may read it is enough
+    machine.install(wanted)
+    assert "ExecStart=/usr/bin/env serve" in install.unit_of(wanted)
+    assert not (machine.path / "usr").exists()
+
+
 def test_uninstalling(machine: Machine, program: str) -> None:
     for user in (False, True):
         wanted = wish(program, user=user)

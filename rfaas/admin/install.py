@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import argparse
 
 PROGRAM = "/usr/local/bin/rfaas"
+IN_PLACE = ("/usr/", "/opt/")  # what lies there is meant to be run from there
 COMMAND_TIMEOUT_S = 120.0
 
 
@@ -60,7 +61,8 @@ class Wish(NamedTuple):
     @property
     def copies(self) -> bool:
         """Whether a copy of the program serves, and not the program where it lies."""
-        return not self.user and self.form in ("binary", "zipapp")
+        in_place = self.program.startswith(IN_PLACE)
+        return not self.user and self.form in ("binary", "zipapp") and not in_place
 
 
 def run(options: argparse.Namespace) -> int:
@@ -137,7 +139,7 @@ def refuse_wish(wish: Wish, system: System) -> None:
 def installing(wish: Wish, system: System) -> Iterator[Step]:
     """The steps of an installation."""
     name, systemctl = units.name_of(wish.role), _systemctl(wish)
-    if wish.copies and wish.program != PROGRAM:
+    if wish.copies:
         yield Step(
             f"copy {wish.program} to {PROGRAM}",
             f"user {wish.account} may not be able to read where it lies now",
