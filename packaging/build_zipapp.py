@@ -40,6 +40,13 @@ from rfaas.launch.embedded import FOOTER_BYTES, Footer, Part
 
 BOOT = TREE / "packaging/boot"
 BINARY = "rfaas-linux-x86_64"
+# What `ps` shows between the interpreter and the file: runs boot/boot.py out of the header.
+RUN = 'import sys; exec(open(sys.argv[1], "rb").read(4096).split(b"\\n#|\\n")[1])'
+# For `python3 rfaas`: the same Python again, isolated, as the header would run it.
+MAIN = f"""import os, sys
+file = os.path.abspath(__loader__.archive)
+os.execv(sys.executable, [sys.executable, "-I", "-S", "-c", {RUN!r}, file] + sys.argv[1:])
+"""
 PACKAGE, MODULE, NATIVE, DATA = range(4)  # boot/finder.py
 PYC_HEADER_BYTES = 16  # PEP 552
 HEADER_BYTES_MAX = 4096  # boot/boot.py reads so much
@@ -84,17 +91,13 @@ class Zip:
 
 def build(pythons: list[Python], epoch: int) -> bytes:
     """The whole file."""
-    boot = (BOOT / "boot.py").read_text().rpartition('"""\n')[2].lstrip("\n")
-    boot = boot.replace("@BINARY@", BINARY)
-    if "'" in boot:
-        raise BuildError("boot.py has a single quote, which ends it for sh")
     archive = Zip(epoch)
-    archive.data += bytes(len(header(pythons, boot, {})))
-    archive.add("__main__.py", main_source(boot).encode())
+    archive.data += bytes(len(header(pythons, {})))
+    archive.add("__main__.py", MAIN.encode())
     carried = data_files(pythons)
     data = {name: (archive.add(name, content), content) for name, content in carried.items()}
     rows = {python: add_version(archive, python, data) for python in pythons}
-    head = header(pythons, boot, rows)
+    head = header(pythons, rows)
     archive.data[: len(head)] = head
     base = len(archive.data)
     archive.close(FOOTER_BYTES)
@@ -103,9 +106,7 @@ def build(pythons: list[Python], epoch: int) -> bytes:
     return bytes(archive.data) + footer.encode()
 
 
-def header(
-    pythons: list[Python], boot: str, rows: dict[Python, tuple[int, int, str, int]]
-) -> bytes:
+def header(pythons: list[Python], rows: dict[Python, tuple[int, int, str, int]]) -> bytes:
     """The shell script; of the same length with and without `rows`."""
     newest_first = [python.version for python in reversed(pythons)]
     lines = ["#= " + " ".join(newest_first)]
@@ -116,25 +117,20 @@ def header(
     for mark, value in {
         "@VERSION@": parts.version(),
         "@TABLE@": "\n".join(lines),
-        "@BOOT@": boot.rstrip("\n"),
+        "@BOOT@": (BOOT / "boot.py")
+        .read_text()
+        .rpartition('"""\n')[2]
+        .strip("\n")
+        .replace('"@RUN@"', repr(RUN)),
         "@NAMES@": " ".join(f"python{version}" for version in newest_first),
         "@WANTED@": ", ".join(newest_first),
         "@BINARY@": BINARY,
+        "@RUN@": RUN,
     }.items():
         text = text.replace(mark, value)
     if len(text) > HEADER_BYTES_MAX:
         raise BuildError(f"the header has {len(text)} bytes, at most {HEADER_BYTES_MAX} are read")
     return text.encode()
-
-
-def main_source(boot: str) -> str:
-    """For `python3 rfaas`: the same Python again, isolated, as the header would run it."""
-    return (
-        "import os, sys\n"
-        f"boot = {boot.rstrip()!r}\n"
-        "file = os.path.abspath(__loader__.archive)\n"
-        'os.execv(sys.executable, [sys.executable, "-I", "-S", "-c", boot, file] + sys.argv[1:])\n'
-    )
 
 
 def data_files(pythons: list[Python]) -> dict[str, bytes]:

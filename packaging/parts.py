@@ -29,6 +29,9 @@ PLATFORMS = ("manylinux2014_x86_64", "manylinux_2_17_x86_64", "manylinux_2_28_x8
 DROPPED = ("fallback.py", "_cmsgpack.c")  # msgpack's own, in Python, for Pythons without the other
 LICENCE_NAME = re.compile("licen[cs]e|copying|notice|author", re.IGNORECASE)
 LINK_FLAGS = "-Wl,--build-id=none,-z,noseparate-code"  # no id, no padding: 8 kB a module
+# Headers and libraries of an older system, such as the tree of packaging/old_root.sh: what is
+# compiled against its glibc runs with that one and all newer ones.
+SYSROOT = os.environ.get("RFAAS_SYSROOT", "")
 BUILD_FLAGS = "-ffile-prefix-map={tree}=. -g0"
 
 
@@ -106,7 +109,10 @@ def native_modules(python: Python) -> dict[str, Path]:
     state = hashlib.sha256(f"{python[1:]} {_compiler()} {BUILD_FLAGS} {LINK_FLAGS}".encode())
     for source in sources:
         state.update(source.name.encode() + source.read_bytes())
-    folder = WORK / python.tag
+    # In --root another compiler builds for the same Python: each keeps its own.
+    folder = (
+        WORK / f"{python.tag}-{hashlib.sha256((_compiler() + SYSROOT).encode()).hexdigest()[:8]}"
+    )
     mark = folder / "built"
     WORK.mkdir(parents=True, exist_ok=True)
     with (WORK / "lock").open("w") as lock:
@@ -134,12 +140,16 @@ def _compiler() -> str:
 
 def _compile(python: Python, folder: Path) -> None:
     flags = BUILD_FLAGS.format(tree=TREE)
+    link_flags = LINK_FLAGS
+    if SYSROOT:
+        flags += f" --sysroot={SYSROOT}"
+        link_flags += f" --sysroot={SYSROOT}"
     environ = os.environ | {
         # Cython and setuptools are Python code: the tree's serve every version.
         "PYTHONPATH": str(site_packages()),
         "PYTHONDONTWRITEBYTECODE": "1",
         "CFLAGS": f"{os.environ.get('CFLAGS', '')} {flags}".strip(),
-        "LDFLAGS": f"{os.environ.get('LDFLAGS', '')} {LINK_FLAGS}".strip(),
+        "LDFLAGS": f"{os.environ.get('LDFLAGS', '')} {link_flags}".strip(),
     }
     command = [python.path, "-S", "setup.py", "-q", "build_ext", "--force", "--parallel", "2"]
     command += ["--build-lib", str(folder / "lib"), "--build-temp", str(folder / "temp")]
@@ -165,7 +175,7 @@ def strip(folder: Path) -> None:
 
 def site_packages() -> Path:
     """Where the tree's own packages are."""
-    return Path(next(path for path in sys.path if path.endswith("site-packages")))
+    return next(TREE.glob(".venv/lib/python3.*/site-packages"))
 
 
 def wheels(python: Python) -> list[Path]:

@@ -1,10 +1,12 @@
-"""The first Python code of the zipapp; in its header without this text and comments.
+"""The first Python code of the zipapp, which lies in its header, behind the shell script.
 
-Read by every Python 3, so that an old one can say that it is too old.  No single
-quote: they are sh's.  Finds the code for this Python, checks it and runs it.
+Finds the code for this Python, checks it and runs it.  Read by every Python 3, so
+that an old one can say that it is too old.
 """
 
 import sys
+
+RUN = "@RUN@"
 
 
 def boot(file):
@@ -23,7 +25,7 @@ def boot(file):
                 if _imp.source_hash(0, data).hex() == check.decode():
                     run = {"__name__": "rfaas-boot"}
                     exec(marshal.loads(data), run)
-                    return run["run"](file, data, int(index))
+                    return run["run"](file, data, int(index), RUN)
                 say = (
                     "rfaas: "
                     + file

@@ -37,6 +37,13 @@ class Importer:
         self._code = memoryview(code)
         self._index = index
         self._loaded = 0
+        self._kept = {}
+
+    def keep(self):
+        """Read what is not code as well: a role lives longer than its file may stay as it is."""
+        for name, (kind, *place) in self._index.items():
+            if kind in (NATIVE, DATA):
+                self._kept[name] = self._read(name, *place)
 
     def find_spec(self, name, path=None, target=None):
         """What `sys.meta_path` asks."""
@@ -97,6 +104,8 @@ class Importer:
         return self._read(name, *found[1:])
 
     def _read(self, name, offset, size, check):
+        if name in self._kept:
+            return self._kept[name]
         try:
             with open(self.one_file, "rb", 0) as file:
                 file.seek(offset)
@@ -137,7 +146,7 @@ class Importer:
         return _imp.create_dynamic(ModuleSpec(name, self, origin=path))
 
 
-def run(path, code, index_at):
+def run(path, code, index_at, boot):
     """Import and run the command line; ends the process."""
     path = path.removeprefix("./")
     if not path.startswith("/"):
@@ -145,9 +154,11 @@ def run(path, code, index_at):
 
         path = posix.getcwd() + "/" + path
     index = marshal.loads(memoryview(code)[index_at:])
-    importer = Importer(path, code, index, sys.orig_argv[sys.orig_argv.index("-c") + 1])
+    importer = Importer(path, code, index, boot)
     sys.meta_path.insert(0, importer)
     sys.argv[:] = sys.argv[1:]
+    if sys.argv[1:2] == ["serve"]:
+        importer.keep()
     try:
         from rfaas.cli import main
 

@@ -4,11 +4,14 @@
 # The script picks a Python and runs it isolated: -I, no variables or folders of the
 # user's; -S, no .pth files.  RFAAS_PYTHON names another one.
 @TABLE@
-boot='@BOOT@'
-case $0 in */*) file=$0 ;; *) file=$(command -v -- "$0") || file=$0; [ -f "$file" ] || file=./$0 ;; esac
+case $0 in */*) file=$0 ;; *) file=$(command -v -- "$0") ;; esac
+[ -f "$file" ] || file=./$0
 for python in ${RFAAS_PYTHON:-python3 @NAMES@}; do
-    command -v "$python" >/dev/null && exec "$python" -I -S -c "$boot" "$file" "$@"
+    command -v "$python" >/dev/null && exec "$python" -I -S -c '@RUN@' "$file" "$@"
 done
 echo "rfaas: needs CPython @WANTED@, and there is no ${RFAAS_PYTHON:-python3 here}" >&2
 echo 'hint: install python3, name one with RFAAS_PYTHON, or use @BINARY@, which needs none' >&2
 exit 69
+#|
+@BOOT@
+#|
