@@ -69,6 +69,10 @@ if ! [ -e "$root/rfaas-ready" ]; then
         rm -rf /build
     ' >>"$root.log" 2>&1 || fail "Python does not compile in $root; $root.log has the story"
     umount "$root/proc"
+    # libdl.so -> /lib/...: a linker that is given this tree as --sysroot would leave it there.
+    find "$root/usr/lib/x86_64-linux-gnu" -maxdepth 1 -lname '/*' | while read -r link; do
+        ln -snf "../../..$(readlink "$link")" "$link"
+    done
     : >"$root/rfaas-ready"
 fi
 root=$(cd "$root" && pwd)

@@ -40,10 +40,10 @@ class Importer:
         self._kept = {}
 
     def keep(self):
-        """Read what is not code as well: a role lives longer than its file may stay as it is."""
-        for name, (kind, *place) in self._index.items():
-            if kind in (NATIVE, DATA):
-                self._kept[name] = self._read(name, *place)
+        """Read native modules now: a role lives longer than its file may stay as it is."""
+        for name, (kind, offset, size, _) in self._index.items():
+            if kind == NATIVE:
+                self._kept[name] = self._bytes(name, offset, size)
 
     def find_spec(self, name, path=None, target=None):
         """What `sys.meta_path` asks."""
@@ -104,21 +104,21 @@ class Importer:
         return self._read(name, *found[1:])
 
     def _read(self, name, offset, size, check):
-        if name in self._kept:
-            return self._kept[name]
-        try:
-            with open(self.one_file, "rb", 0) as file:
-                file.seek(offset)
-                data = file.read(size)
-        except OSError as error:
-            raise DamagedFileError(
-                f"{self.one_file}: cannot read {name}: {error.strerror}"
-            ) from None
+        data = self._kept.get(name) or self._bytes(name, offset, size)
         if len(data) != size or _imp.source_hash(0, data) != check:
             raise DamagedFileError(
                 f"{self.one_file} is damaged: {name} was cut off or altered\nhint: copy it again"
             )
         return data
+
+    def _bytes(self, name, offset, size):
+        try:
+            with open(self.one_file, "rb", 0) as file:
+                file.seek(offset)
+                return file.read(size)
+        except OSError as error:
+            text = f"{self.one_file}: cannot read {name}: {error.strerror}"
+            raise DamagedFileError(text) from None
 
     def _from_memory(self, name, data):
         import posix
