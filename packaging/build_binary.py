@@ -29,7 +29,7 @@ sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
 import parts
 from parts import TREE, WORK, BuildError, Python
 
-from rfaas.launch.embedded import FOOTER_BYTES, Footer, Part
+from rfaas.launch.embedded import FOOTER_BYTES, NO_PART, Footer
 
 BYTES_MAX = 15_000_000
 PYINSTALLER = "pyinstaller==6.22.3"
@@ -107,7 +107,7 @@ def freeze(output: Path) -> None:
         raise BuildError(f"PyInstaller failed:\n{(run.stdout + run.stderr)[-4000:]}")
     data = (work / output.name).read_bytes()
     digest = hashlib.sha256(data).digest()
-    data += Footer(len(data), Part(), Part(), len(data) + FOOTER_BYTES, digest).encode()
+    data += Footer(len(data), NO_PART, NO_PART, len(data) + FOOTER_BYTES, digest).encode()
     if len(data) > BYTES_MAX:
         raise BuildError(f"it would have {len(data)} bytes, at most {BYTES_MAX} are allowed")
     new = output.with_name(output.name + ".new")

@@ -36,7 +36,7 @@ sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
 import parts
 from parts import TREE, WORK, BuildError, Python
 
-from rfaas.launch.embedded import FOOTER_BYTES, Footer, Part
+from rfaas.launch.embedded import FOOTER_BYTES, NO_PART, Footer
 
 BOOT = TREE / "packaging/boot"
 BINARY = "rfaas-linux-x86_64"
@@ -102,7 +102,7 @@ def build(pythons: list[Python], epoch: int) -> bytes:
     base = len(archive.data)
     archive.close(FOOTER_BYTES)
     digest = hashlib.sha256(archive.data).digest()
-    footer = Footer(base, Part(), Part(), len(archive.data) + FOOTER_BYTES, digest)
+    footer = Footer(base, NO_PART, NO_PART, len(archive.data) + FOOTER_BYTES, digest)
     return bytes(archive.data) + footer.encode()
 
 

@@ -39,9 +39,26 @@ SERVE_FLAGS = (
 )
 
 
+class Parser(argparse.ArgumentParser):
+    """argparse's own, which would import shutil and three decompressors to learn the width."""
+
+    def _get_formatter(self) -> argparse.HelpFormatter:
+        return argparse.HelpFormatter(self.prog, width=_columns() - 2)
+
+
+def _columns() -> int:
+    """Of the terminal, as shutil.get_terminal_size finds them."""
+    if (text := os.environ.get("COLUMNS", "")).isdecimal() and int(text) > 0:
+        return int(text)
+    try:
+        return os.get_terminal_size(1).columns or 80
+    except OSError:  # not a terminal
+        return 80
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all subcommands."""
-    parser = argparse.ArgumentParser(
+    parser: argparse.ArgumentParser = Parser(
         prog="rfaas",
         description="Functions as a service at the speed of RDMA: lease cores on other nodes "
         "and call functions there by writing into a worker's memory.",

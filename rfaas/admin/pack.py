@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from rfaas import config
 from rfaas.errors import ConfigError, UsageError
 from rfaas.launch import embedded
-from rfaas.launch.embedded import FOOTER_BYTES, KEY_BYTES_MAX, Footer, Part
+from rfaas.launch.embedded import FOOTER_BYTES, KEY_BYTES_MAX, NO_PART, Footer
 
 if TYPE_CHECKING:
     import argparse
@@ -80,7 +80,7 @@ def _packed(data: bytes, footer: Footer, toml: bytes, key: bytes) -> bytes:
     else:
         content, offsets = base + toml + key, [len(base), len(base) + len(toml)]
     found = [
-        Part(offset, len(part), crc32(part)) if part else Part()
+        (offset, len(part), crc32(part)) if part else NO_PART
         for offset, (_, part) in zip(offsets, parts, strict=True)
     ]
     digest = hashlib.sha256(content).digest()

@@ -10,11 +10,14 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import subprocess
 import sys
+from typing import TYPE_CHECKING
 
 from rfaas.config import ExecutorConfig
 from rfaas.errors import SystemCallError
+
+if TYPE_CHECKING:
+    import subprocess
 
 _BOOT = "import sys; sys.path[:] = sys.argv.pop(1).split(chr(10)); "
 _MAIN = "from rfaas.cli import main; sys.exit(main())"
@@ -46,6 +49,8 @@ class PrivateExecutor:
         Raises:
             SystemCallError: no process can be had.
         """
+        import subprocess  # a client of a running executor does without
+
         self.link_socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         environ = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
         with theirs:
@@ -55,7 +60,7 @@ class PrivateExecutor:
                 if key not in _NOT_PRIVATE:
                     flags += ["--set", f"executor.{key}={getattr(config, key)}"]
             try:
-                self._process = subprocess.Popen(
+                self._process: subprocess.Popen[bytes] = subprocess.Popen(
                     command("serve", *flags),
                     stdin=subprocess.DEVNULL,
                     stdout=2,  # our own output belongs to the caller
@@ -71,6 +76,8 @@ class PrivateExecutor:
 
     def close(self, patience_s: float = 5.0) -> None:
         """Wait for it to go, after its link was closed; kill it if it does not."""
+        import subprocess
+
         try:
             self._process.wait(patience_s)
         except subprocess.TimeoutExpired:
