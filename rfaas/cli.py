@@ -254,13 +254,12 @@ def _add_common(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit status."""
-    parser = build_parser()
-    if not (sys.argv[1:] if arguments is None else arguments):
-        parser.print_help(sys.stderr)  # its usage alone would name no command
-        return 2  # as argparse does
-    options = parser.parse_args(arguments)
     try:
-        return _dispatch(options)
+        parser = build_parser()
+        if not (sys.argv[1:] if arguments is None else arguments):
+            parser.print_help(sys.stderr)  # its usage alone would name no command
+            return 2  # as argparse does
+        return _dispatch(parser.parse_args(arguments))
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:

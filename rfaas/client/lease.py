@@ -31,9 +31,11 @@ from rfaas.native._calls import Call, Lanes
 from rfaas.native._window import Lane
 from rfaas.proto import wire
 from rfaas.proto.messages import (
+    Done,
     Functions,
     LeaseEnded,
     LeaseGranted,
+    LeaseOpened,
     ListFunctions,
     OpenLease,
     ReleaseLease,
@@ -42,6 +44,7 @@ from rfaas.proto.messages import (
     StopWorker,
     WorkerExited,
     WorkerStarted,
+    WorkerStopped,
 )
 
 if TYPE_CHECKING:
@@ -95,7 +98,7 @@ class Lease(Lanes):
         self.isolation = granted.isolation
         start = time.monotonic_ns()
         self._link = self._session.link_to(granted.address)
-        self._link.request(OpenLease(token=granted.token))
+        self._link.ask(OpenLease(token=granted.token), LeaseOpened)
         self.steps_ns["connect"] = time.monotonic_ns() - start
         self._start_worker()
 
@@ -106,12 +109,13 @@ class Lease(Lanes):
             LeaseEndedError: it is over.
             PeerLostError: the resource manager or the node is gone.
         """
-        if self._link is None or self._ended is not None:
+        link = self._link
+        if link is None or self._ended is not None:
             return
         duration_s = self._session.config.client.lease_duration_s
-        granted = self._session.request(RenewLease(lease=self.id, duration_s=duration_s))
-        if isinstance(granted, LeaseGranted):
-            self._link.request(OpenLease(token=granted.token))
+        wanted = RenewLease(lease=self.id, duration_s=duration_s)
+        granted = self._session.ask(wanted, LeaseGranted)
+        link.ask(OpenLease(token=granted.token), LeaseOpened)
 
     def close(self) -> None:
         """Release the lease; returns when its worker is gone.  Can be called twice.
@@ -133,7 +137,7 @@ class Lease(Lanes):
             link.close()
         if self.id and not isinstance(over, PeerLostError):
             try:
-                self._session.request(ReleaseLease(lease=self.id))
+                self._session.ask(ReleaseLease(lease=self.id), Done)
             except RfaasError:
                 pass  # so does the resource manager
 
@@ -166,13 +170,11 @@ class Lease(Lanes):
         )
         start = time.monotonic_ns()
         try:
-            started = link.request(request, timeout_s=START_TIMEOUT_S)
+            started = link.ask(request, WorkerStarted, timeout_s=START_TIMEOUT_S)
         except UnavailableError:
             self._library.send(link, self.id)
             self.steps_ns["send_library"] = time.monotonic_ns() - start
-            started = link.request(request, timeout_s=START_TIMEOUT_S)
-        if not isinstance(started, WorkerStarted):
-            raise ProtocolError(f"{link.peer} answered {type(started).__name__} to StartWorker")
+            started = link.ask(request, WorkerStarted, timeout_s=START_TIMEOUT_S)
         started_at = time.monotonic_ns()
         fds = link.take_fds()
         try:
@@ -192,8 +194,8 @@ class Lease(Lanes):
     def _table(self, link: Link, started: WorkerStarted) -> list[str]:
         names, more = list(started.functions), started.more
         while more:
-            page = link.request(ListFunctions(lease=self.id, start=len(names)))
-            if not isinstance(page, Functions) or not page.functions:
+            page = link.ask(ListFunctions(lease=self.id, start=len(names)), Functions)
+            if not page.functions:
                 raise ProtocolError(f"{link.peer} does not tell its table of functions")
             names += page.functions
             more = page.more
@@ -228,19 +230,29 @@ class Lease(Lanes):
             self._fail(error)
             lane.failure = self._ended or error
 
+    def _broken(self, lane: Lane) -> None:
+        """A lane cannot be believed any more: do without its worker."""
+        with self._lock:
+            if lane in self._lanes and lane.failure is not None:
+                self._fail(lane.failure)
+                self._stop_worker(lane.failure.text)
+
     def _late(self, lane: Lane, name: str, timeout_s: float) -> None:
         """A call is past its deadline: it ends only with its worker."""
         text = f"a call of {name} did not return within {timeout_s:g} s"
         with self._lock:
             self._fail(WorkerCrashedError(f"the worker was stopped: {text}"))
-            try:
-                self._live_link().request(StopWorker(lease=self.id, reason=text))
-            except PeerLostError as error:
-                self._end(error)
+            self._stop_worker(text)
         raise DeadlineExceededError(
             f"{text}; its worker was stopped",
             hint="the next call starts a new worker; raise timeout if the function needs longer",
         )
+
+    def _stop_worker(self, reason: str) -> None:
+        try:
+            self._live_link().ask(StopWorker(lease=self.id, reason=reason), WorkerStopped)
+        except PeerLostError as error:
+            self._end(error)
 
     def _call_back(self, callback: Callable[[Call], object], call: Call) -> None:
         """As concurrent.futures does: what a callback raises is logged and forgotten."""

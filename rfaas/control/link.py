@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 from collections import deque
+from typing import TypeVar
 
 import msgspec
 
@@ -27,6 +28,8 @@ from rfaas.proto.messages import (
 )
 
 NOTICES_MAX = 4096
+
+Reply = TypeVar("Reply", bound=Message)
 
 
 class Link:
@@ -73,6 +76,15 @@ class Link:
                     self._keep(reply)
         if isinstance(reply, Error):
             raise from_wire(reply.code, reply.text, reply.hint)
+        return reply
+
+    def ask(self, message: Message, kind: type[Reply], *, timeout_s: float = 30.0) -> Reply:
+        """As `request`, for an answer of one kind; ProtocolError for any other."""
+        reply = self.request(message, timeout_s=timeout_s)
+        if not isinstance(reply, kind):
+            raise ProtocolError(
+                f"{self.peer} answered {type(reply).__name__} to {type(message).__name__}"
+            )
         return reply
 
     def send(self, message: Message, fds: tuple[int, ...] = ()) -> None:

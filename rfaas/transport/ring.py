@@ -22,7 +22,8 @@ def create(lanes: int, slots: int, slot_bytes: int, *, first: int = 0) -> int:
 
     Args:
         slot_bytes: capacity of each input and each output; whole pages.
-        first: sequence number before the first one; tests start near the wrap.
+        first: sequence number before the first one; tests start near the wrap, but not
+            within one lap of it: a fresh cell reads as number 0.
     """
     header = _HEADER.pack(
         wire.RING_MAGIC, wire.RING_VERSION, slots, wire.cells_for(slots), slot_bytes, first

@@ -5,10 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-import stat
 import threading
-from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
@@ -18,90 +15,24 @@ from rfaas.control import aio, link, sockets
 from rfaas.control.aio import AsyncLink, Listener
 from rfaas.control.link import Link
 from rfaas.errors import (
-    AddressInUseError,
     CapacityError,
-    ConfigError,
     PeerLostError,
     ProtocolError,
-    RfaasError,
-    SystemCallError,
     UnavailableError,
 )
-from rfaas.proto.codec import LENGTH, Framer, decode, encode
+from rfaas.proto.codec import LENGTH, encode
 from rfaas.proto.messages import (
     FRAME_BYTES_MAX,
     PROTOCOL_VERSION,
-    AdoptLink,
     Beat,
     Done,
     Error,
     GetStatus,
-    Hello,
-    LeaseEnded,
     ListNodes,
     Message,
     SendLibrary,
-    Welcome,
 )
-
-HELLO = Hello(version=PROTOCOL_VERSION, role="client", name="tester")
-WELCOME = Welcome(version=PROTOCOL_VERSION, role="executor", name="node7")
-NOTICE = LeaseEnded(lease="0" * 32, cause="expired")
-
-
-@pytest.fixture
-def address(tmp_path: Path) -> str:
-    return f"unix:{tmp_path}/sock"
-
-
-@pytest.fixture
-def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
-    one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    with one, other:
-        yield one, other
-
-
-async def answer(peer: AsyncLink, hello: Hello) -> None:
-    """What the listener's side does: each kind of request shows one thing."""
-    while (message := await peer.receive()) is not None:
-        match message:
-            case GetStatus():
-                peer.send(NOTICE)
-                peer.send(NOTICE)
-                peer.send(Error(id=message.id, code="capacity", text="too much", hint="less"))
-            case AdoptLink():
-                fds = peer.take_fds()
-                peer.send(Done(id=message.id), fds)
-                for fd in fds:
-                    os.close(fd)
-            case ListNodes():
-                return
-            case _:
-                peer.send(Done(id=message.id))
-
-
-def served(address: str, client: Callable[[], None]) -> None:
-    """Run a blocking client, in a thread, against a listener."""
-
-    async def run() -> None:
-        listener = await aio.listen(address, WELCOME, answer)
-        try:
-            await asyncio.to_thread(client)
-        finally:
-            await listener.close()
-            await listener.close()
-
-    asyncio.run(run())
-
-
-def raw(address: str, data: bytes) -> list[Message]:
-    """Send bytes as they are; what comes back until the peer closes."""
-    received = b""
-    with sockets.connect(address) as sock:
-        sock.sendall(data)
-        while part := sock.recv(65536):
-            received += part
-    return [decode(body) for body in Framer().feed(received)]
+from tests.control.peers import HELLO, NOTICE, WELCOME, answer, raw, served
 
 
 class TestRequests:
@@ -338,93 +269,6 @@ class TestHello:
             peer.request(Beat(node="a"))
 
 
-class TestDescriptors:
-    def test_there_and_back(self, address: str, tmp_path: Path) -> None:
-        def client() -> None:
-            peer = link.connect(address, HELLO)
-            (tmp_path / "file").write_text("what it holds")
-            with open(tmp_path / "file") as file:
-                for _ in range(20):
-                    peer.request(AdoptLink(), (file.fileno(),) * 3)
-                    fds = peer.take_fds()
-                    assert len(fds) == 3
-                    assert not any(map(os.get_inheritable, fds))
-                    assert os.pread(fds[2], 100, 0) == b"what it holds"
-                    for fd in fds:
-                        os.close(fd)
-            assert peer.take_fds() == []
-            peer.close()
-
-        served(address, client)
-
-    def test_closed_with_a_link_that_did_not_take_them(
-        self, pair: tuple[socket.socket, socket.socket]
-    ) -> None:
-        reader, writer = os.pipe()
-        peer = Link(pair[0], "a peer")
-        sockets.send(pair[1], encode(NOTICE), (writer, writer))
-        os.close(writer)
-        assert peer.poll()
-        peer.close()
-        peer.close()
-        assert os.read(reader, 1) == b""  # nobody has the other end any more
-        os.close(reader)
-
-    def test_queued_ones_are_closed_when_the_peer_goes(
-        self, pair: tuple[socket.socket, socket.socket]
-    ) -> None:
-        reader, writer = os.pipe()
-
-        async def run() -> None:
-            peer = AsyncLink(pair[0], "a peer")
-            part = SendLibrary(
-                lease="0" * 32, sha256="0" * 64, size_bytes=1, offset=0, data=bytes(40000)
-            )
-            for _ in range(20):
-                peer.send(part, [writer])
-            pair[1].close()
-            await peer.drain()
-            await peer.close()
-            await peer.close()
-            with pytest.raises(PeerLostError, match="closed"):
-                peer.send(NOTICE, [writer])
-
-        asyncio.run(run())
-        os.close(writer)
-        assert os.read(reader, 1) == b""
-        os.close(reader)
-
-    def test_more_than_anybody_needs(self, pair: tuple[socket.socket, socket.socket]) -> None:
-        """A peer cannot fill our table with what nobody takes."""
-        reader, writer = os.pipe()
-        peer = Link(pair[0], "a peer")
-        for _ in range(sockets.FDS_MAX):
-            sockets.send(pair[1], encode(NOTICE), (writer,))
-            peer.poll()
-        sockets.send(pair[1], encode(NOTICE), (writer,))
-        with pytest.raises(ProtocolError, match=f"more than {sockets.FDS_MAX} descriptors"):
-            peer.poll()
-        assert len(peer.notices) == sockets.FDS_MAX
-        peer.close()
-        os.close(writer)
-        assert os.read(reader, 1) == b""
-        os.close(reader)
-
-    def test_many_in_one_message(self, pair: tuple[socket.socket, socket.socket]) -> None:
-        """The kernel closes those that there is no room for."""
-        reader, writer = os.pipe()
-        peer = Link(pair[0], "a peer")
-        sockets.send(pair[1], encode(NOTICE), (writer,) * 50)
-        try:
-            peer.poll()
-        except ProtocolError:
-            pass
-        peer.close()
-        os.close(writer)
-        assert os.read(reader, 1) == b""
-        os.close(reader)
-
-
 class TestFlow:
     def test_a_peer_that_does_not_read_is_given_up(
         self, pair: tuple[socket.socket, socket.socket]
@@ -500,61 +344,3 @@ class TestFlow:
             await listener.close()
 
         asyncio.run(run())
-
-
-class TestAddresses:
-    def test_socket_is_the_owners_alone(self, address: str) -> None:
-        path = sockets.path_of(address)
-
-        def client() -> None:
-            assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
-
-        served(address, client)
-        assert not os.path.exists(path)
-
-    def test_a_stale_socket_is_replaced(self, address: str) -> None:
-        with socket.socket(socket.AF_UNIX) as dead:
-            dead.bind(sockets.path_of(address))
-        served(address, lambda: link.connect(address, HELLO).close())
-
-    def test_a_live_one_is_refused(self, address: str) -> None:
-        def client() -> None:
-            with pytest.raises(AddressInUseError, match="somebody listens") as refused:
-                sockets.listen(address)
-            assert refused.value.hint
-            link.connect(address, HELLO).close()  # it lives on
-
-        served(address, client)
-
-    def test_a_file_is_left_alone(self, address: str) -> None:
-        path = Path(sockets.path_of(address))
-        path.write_text("a user's")
-        with pytest.raises(AddressInUseError, match="no socket"):
-            sockets.listen(address)
-        assert path.read_text() == "a user's"
-        path.unlink()
-        path.mkdir()
-        with pytest.raises(RfaasError):
-            sockets.listen(address)
-        assert path.is_dir()
-
-    def test_nobody_there(self, address: str) -> None:
-        with pytest.raises(UnavailableError, match=f"nobody answers at {address}"):
-            sockets.connect(address)
-
-    def test_no_such_folder(self, address: str) -> None:
-        with pytest.raises(SystemCallError, match="cannot listen at"):
-            sockets.listen(address.replace("/sock", "/none/sock"))
-
-    def test_too_long(self, tmp_path: Path) -> None:
-        """108 bytes are what a socket's address holds, unix(7)."""
-        long = f"unix:{tmp_path}/{'x' * 200}"
-        with pytest.raises(SystemCallError):
-            sockets.listen(long)
-        with pytest.raises(UnavailableError):
-            sockets.connect(long)
-
-    @pytest.mark.parametrize("text", ["", "unix:", "unix:relative", "tcp:host:1", "/path"])
-    def test_of_another_form(self, text: str) -> None:
-        with pytest.raises(ConfigError, match="unix:/path"):
-            sockets.path_of(text)
