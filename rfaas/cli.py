@@ -64,7 +64,8 @@ def build_parser() -> argparse.ArgumentParser:
         "and call functions there by writing into a worker's memory.",
         epilog="Exit status: 0 done; 2 wrong usage; 65 the library or its input is wrong; "
         "69 a peer is not there or gone; 70 the function failed; 71 the system refused; "
-        "75 no cores now; 76 a peer broke the protocol; 78 wrong configuration; "
+        "75 no cores now; 76 a peer broke the protocol; 77 it takes another user; "
+        "78 wrong configuration; "
         "124 deadline passed; 130 interrupted.",
     )
     parser.add_argument("--version", action="version", version=f"rfaas {__version__}")
