@@ -5,7 +5,7 @@ PYTHON_IN_TREE := .venv/bin/python -I
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test check bench dist sbom deb man completion clean distclean
+.PHONY: help build demo test check bench dist dist-binary sbom deb man completion clean distclean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "make %-12s%s\n", $$1, $$2 }' Makefile
@@ -37,6 +37,11 @@ bench: build ## measure everything (minutes); docs/benchmarks.md says what the f
 
 dist: build ## the one-file program, dist/rfaas, for each Python here; PYTHONS=... names them
 	@$(PYTHON_IN_TREE) packaging/build_zipapp.py $(PYTHONS)
+	@$(MAKE) --no-print-directory sbom
+
+dist-binary: build ## the one-file program for nodes without Python; ROOT=DIR: in an older Debian there
+	@$(PYTHON_IN_TREE) packaging/build_binary.py \
+	    $(if $(ROOT),--root $(ROOT) --python /opt/python/bin/python3)
 	@$(MAKE) --no-print-directory sbom
 
 sbom: ## what each program in dist/ carries, as CycloneDX JSON beside it

@@ -14,7 +14,6 @@ import pytest
 
 TREE = Path(__file__).resolve().parents[2]
 LIBRARY = TREE / "functions/libfunctions.so"
-BINARY = TREE / "dist/rfaas-linux-x86_64"
 PATIENCE_S = 50.0  # an administrator's machine may be busy; only a hang takes so long
 # Of the virtual environment's Python, the one that it was made from: it is found from anywhere.
 PYTHON = os.path.realpath(sys.executable)

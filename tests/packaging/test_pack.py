@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.packaging.one_file import BINARY, Copy, run
+from tests.packaging.one_file import Copy, run
 
 PRIVATE = "-----BEGIN OPENSSH PRIVATE KEY-----\nAAAA\n"
 
@@ -89,10 +89,10 @@ def test_places_that_cannot_be_written_or_read(copy: Copy, site: Path) -> None:
     assert (done.status, "damaged" in done.err) == (65, True), done.err
 
 
-@pytest.mark.skipif(not BINARY.exists(), reason="no binary: build it with `make dist-binary`")
-def test_the_binary_packs_and_is_packed(copy: Copy, site: Path) -> None:
+@pytest.mark.slow
+def test_the_binary_packs_and_is_packed(copy: Copy, site: Path, binary: Path) -> None:
     packed, again = copy.folder / "packed", copy.folder / "again"
-    done = copy.run("pack", "--config", str(site), "--base", str(BINARY), "-o", str(packed))
+    done = copy.run("pack", "--config", str(site), "--base", str(binary), "-o", str(packed))
     assert done.status == 0, done.err
     assert slots(packed, copy.environ) == "7 embedded in packed"
     words = ["pack", "--config", str(site), "-o", str(again)]
