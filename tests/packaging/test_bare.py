@@ -68,14 +68,14 @@ def tree_with(*packages: str) -> Path:
         pytest.skip("no debootstrap: apt-get install debootstrap")
     tree = TREES / "-".join(("minimal", *packages))
     made = subprocess.run(
-        [str(TREE / "tests/packaging/bare_tree.sh"), str(tree), *packages],
+        ["unshare", "-m", str(TREE / "tests/packaging/bare_tree.sh"), str(tree), *packages],
         capture_output=True,
         text=True,
         check=False,
     )
     if made.returncode:
         pytest.skip(
-            f"debootstrap failed, offline perhaps: {made.stdout[-300:]}{made.stderr[-300:]}"
+            f"no tree can be made, offline perhaps: {made.stdout[-300:]}{made.stderr[-300:]}"
         )
     return tree
 
