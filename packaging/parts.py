@@ -32,7 +32,6 @@ LINK_FLAGS = "-Wl,--build-id=none,-z,noseparate-code"  # no id, no padding: 8 kB
 # Headers and libraries of an older system, such as the tree of packaging/old_root.sh: what is
 # compiled against its glibc runs with that one and all newer ones.
 SYSROOT = os.environ.get("RFAAS_SYSROOT", "")
-BUILD_FLAGS = "-ffile-prefix-map={tree}=. -g0"
 
 
 class BuildError(Exception):
@@ -97,8 +96,9 @@ def _asked(path: str) -> Python | None:
 def native_modules(python: Python) -> dict[str, Path]:
     """Our native modules for `python`, stripped, by module name; built if need be.
 
-    The same sources give the same bytes, wherever the tree lies: paths are mapped
-    away, and the linker's build id, which is a hash of what was there before stripping, left out.
+    The same sources give the same bytes, wherever the tree lies: sources are named
+    relative to it, what debuggers read is stripped, and the linker's build id, a hash of
+    what was there before, left out.
     """
     sources = [
         TREE / "setup.py",
@@ -106,7 +106,7 @@ def native_modules(python: Python) -> dict[str, Path]:
         *sorted((TREE / "rfaas/native").glob("*.p[yx][xd]")),
         *sorted((TREE / "rfaas/bench").glob("*.[ch]")),
     ]
-    state = hashlib.sha256(f"{python[1:]} {_compiler()} {BUILD_FLAGS} {LINK_FLAGS}".encode())
+    state = hashlib.sha256(f"{python[1:]} {_compiler()} {LINK_FLAGS}".encode())
     for source in sources:
         state.update(source.name.encode() + source.read_bytes())
     # In --root another compiler builds for the same Python: each keeps its own.
@@ -139,7 +139,7 @@ def _compiler() -> str:
 
 
 def _compile(python: Python, folder: Path) -> None:
-    flags = BUILD_FLAGS.format(tree=TREE)
+    flags = ""
     link_flags = LINK_FLAGS
     if SYSROOT:
         flags += f" --sysroot={SYSROOT}"
