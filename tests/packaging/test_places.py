@@ -101,7 +101,7 @@ def test_a_cache_that_cannot_be_used_is_passed_over(copy: Copy, fault: str) -> N
 
 
 def test_no_place_at_all_says_which_were_tried(copy: Copy) -> None:
-    places = [copy.home, "/var/tmp", "/dev/shm"]
+    places: list[Path | str] = [copy.home, "/var/tmp", "/dev/shm"]
     kept = copy.folder / "kept"
     kept.mkdir()
     script = "\n".join(
