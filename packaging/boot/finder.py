@@ -166,4 +166,29 @@ def run(path, code, index_at, boot):
     except DamagedFileError as error:
         sys.stderr.write(f"rfaas: {error}\n")
         status = 65
-    sys.exit(status)
+    except SystemExit as error:  # argparse's, after --help
+        if not isinstance(error.code, int):
+            raise
+        status = error.code
+    leave(status)
+
+
+def leave(status):
+    """End the process: what an interpreter does at its end, less freeing all memory (3 ms)."""
+    import atexit
+    import posix
+
+    threading = sys.modules.get("threading")
+    if threading is not None:
+        threading._shutdown()  # waits for threads that are no daemons
+    atexit._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except (
+        OSError,
+        ValueError,
+        AttributeError,
+    ):  # closed, or its reader is: Python knows what to do
+        sys.exit(status)
+    posix._exit(status)
