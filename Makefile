@@ -35,8 +35,8 @@ check: build man ## all that CI checks beside the tests: format, lint, types, wa
 bench: build ## measure everything (minutes); docs/benchmarks.md says what the figures mean
 	@for what in hot warm cold throughput payload; do ./rfaas.py bench $$what $(ARGS) || exit; done
 
-dist: build ## the one-file program, dist/rfaas, for each Python here; PYTHONS=... names them
-	@$(PYTHON_IN_TREE) packaging/build_zipapp.py $(PYTHONS)
+dist: build ## the one-file program, dist/rfaas, for each Python here; PYTHONS=... names them; ROOT=DIR
+	@$(if $(ROOT),RFAAS_SYSROOT=$(abspath $(ROOT))) $(PYTHON_IN_TREE) packaging/build_zipapp.py $(PYTHONS)
 	@$(MAKE) --no-print-directory sbom
 
 dist-binary: build ## the one-file program for nodes without Python; ROOT=DIR: in an older Debian there

@@ -133,16 +133,22 @@ def main() -> int:
             return 0
         WORK.mkdir(parents=True, exist_ok=True)
         fetch()
-        version = options.python.rpartition("python")[2]
-        parts.wheels(Python("", version, "")) if options.root else parts.wheels(
-            parts.pythons([options.python])[0]
-        )
+        inside = [str(TREE / "packaging/old_root.sh"), options.root, str(TREE)]
+        if options.root:
+            probe = "import sys; print('%d.%d' % sys.version_info[:2])"
+            command = [*inside, options.python, "-I", "-c", probe]
+            asked = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+            if asked.returncode:
+                return asked.returncode
+            parts.wheels(Python("", asked.stdout.strip(), ""))
+        else:
+            parts.wheels(parts.pythons([options.python])[0])
         tree = MOUNT if options.root else str(TREE)
         command = [options.python, "-s", "-S", f"{tree}/packaging/build_binary.py", "--freeze"]
         command += ["--output", options.output]
         environ = os.environ | {"SOURCE_DATE_EPOCH": str(parts.source_date_epoch())}
         if options.root:
-            command = [str(TREE / "packaging/old_root.sh"), options.root, str(TREE), *command]
+            command = [*inside, *command]
         return subprocess.run(command, env=environ, check=False).returncode
     except BuildError as error:
         print(f"dist: {error}", file=sys.stderr)

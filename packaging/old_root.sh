@@ -69,10 +69,12 @@ if ! [ -e "$root/rfaas-ready" ]; then
         rm -rf /build
     ' >>"$root.log" 2>&1 || fail "Python does not compile in $root; $root.log has the story"
     umount "$root/proc"
-    # libdl.so -> /lib/...: a linker that is given this tree as --sysroot would leave it there.
-    find "$root/usr/lib/x86_64-linux-gnu" -maxdepth 1 -lname '/*' | while read -r link; do
-        ln -snf "../../..$(readlink "$link")" "$link"
-    done
+    # Links such as libdl.so -> /lib/... leave the tree for a linker that has it as --sysroot.
+    find "$root/usr/lib/x86_64-linux-gnu" "$root/usr/lib64" -maxdepth 1 -lname '/*' |
+        while read -r link; do
+            case $link in */lib64/*) up=../.. ;; *) up=../../.. ;; esac
+            ln -snf "$up$(readlink "$link")" "$link"
+        done
     : >"$root/rfaas-ready"
 fi
 root=$(cd "$root" && pwd)

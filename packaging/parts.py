@@ -143,7 +143,8 @@ def _compile(python: Python, folder: Path) -> None:
     link_flags = LINK_FLAGS
     if SYSROOT:
         flags += f" --sysroot={SYSROOT}"
-        link_flags += f" --sysroot={SYSROOT}"
+        # gcc's own folders, with this system's glibc, come first otherwise; setup.py drops -L.
+        link_flags += f" --sysroot={SYSROOT} -B{SYSROOT}/usr/lib/x86_64-linux-gnu"
     environ = os.environ | {
         # Cython and setuptools are Python code: the tree's serve every version.
         "PYTHONPATH": str(site_packages()),

@@ -13,6 +13,13 @@ import sys
 
 def load(name, data, load_from, reason):
     """The native module `name`, whose library is `data`, by `load_from(name, path)`."""
+    if "GLIBC_" in str(reason):
+        wanted = str(reason).partition("`")[2].partition("'")[0]
+        sys.stderr.write(
+            f"rfaas: {name} needs {wanted}, and this machine's C library is older\n"
+            "hint: use rfaas-linux-x86_64, or build with `make dist ROOT=DIR`\n"
+        )
+        sys.exit(69)  # EX_UNAVAILABLE
     file = f"{name}-{_imp.source_hash(0, data).hex()}.so"
     refused = []
     for folder in folders():
