@@ -5,7 +5,7 @@ PYTHON_IN_TREE := .venv/bin/python -I
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test check bench man completion clean distclean
+.PHONY: help build demo test check bench dist dist-binary sbom deb man completion clean distclean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "make %-12s%s\n", $$1, $$2 }' Makefile
@@ -35,19 +35,29 @@ check: build man ## all that CI checks beside the tests: format, lint, types, wa
 bench: build ## measure everything (minutes); docs/benchmarks.md says what the figures mean
 	@for what in hot warm cold throughput payload; do ./rfaas.py bench $$what $(ARGS) || exit; done
 
-man: build ## build/man/rfaas.1 from the command line's parser
-	@mkdir -p build/man
-	@$(PYTHON_IN_TREE) -c 'from argparse_manpage.cli import main; main()' \
-	    --module rfaas.cli --function build_parser --prog rfaas --manual-title rFaaS \
-	    --project-name rfaas --version "$$($(PYTHON_IN_TREE) -c 'import rfaas; print(rfaas.__version__)')" \
-	    --description 'elastic remote cores at network speed' --output build/man/rfaas.1
+dist: build ## the one-file program, dist/rfaas, for each Python here; PYTHONS=... names them; ROOT=DIR
+	@$(if $(ROOT),RFAAS_SYSROOT=$(abspath $(ROOT))) $(PYTHON_IN_TREE) packaging/build_zipapp.py $(PYTHONS)
+	@$(MAKE) --no-print-directory sbom
 
-completion: build ## shell completion from the same parser: build/completion
+dist-binary: build ## the one-file program for nodes without Python; ROOT=DIR: in an older Debian there
+	@$(PYTHON_IN_TREE) packaging/build_binary.py \
+	    $(if $(ROOT),--root $(ROOT) --python /opt/python/bin/python3)
+	@$(MAKE) --no-print-directory sbom
+
+sbom: ## what each program in dist/ carries, as CycloneDX JSON beside it
+	@$(PYTHON_IN_TREE) packaging/sbom.py $(wildcard dist/rfaas dist/rfaas-linux-x86_64)
+
+deb: dist ## a Debian package of dist/rfaas with units, manual and completion
+	@$(PYTHON_IN_TREE) packaging/build_deb.py
+
+man: build ## the manual, from the command line's parser: build/man
+	@$(PYTHON_IN_TREE) packaging/build_man.py build/man
+
+completion: build ## the shells' completion, as `rfaas completion` prints it: build/completion
 	@mkdir -p build/completion
-	@$(PYTHON_IN_TREE) -m shtab --error-unimportable --prog rfaas --shell bash \
-	    --output build/completion/rfaas.bash rfaas.cli.build_parser
-	@$(PYTHON_IN_TREE) -m shtab --error-unimportable --prog rfaas --shell zsh \
-	    --output build/completion/_rfaas rfaas.cli.build_parser
+	@./rfaas.py completion bash >build/completion/rfaas.bash
+	@./rfaas.py completion zsh >build/completion/_rfaas
+	@./rfaas.py completion fish >build/completion/rfaas.fish
 
 clean: ## remove what was built, but for .venv
 	rm -rf build dist rfaas.egg-info rfaas/*/*.so functions/*.so demo-output

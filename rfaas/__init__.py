@@ -25,7 +25,7 @@ The words, one for each thing, in code, configuration, logs and documents:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+TYPE_CHECKING = False  # to type checkers it is True; `typing` itself costs 5 ms
 
 __version__ = "0.1.0"
 __all__ = ["Lease", "RfaasError", "Session", "__version__", "connect"]

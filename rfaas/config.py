@@ -3,39 +3,36 @@
 Every key, its type, its bounds and its default is declared once, in the records
 below; `etc/rfaas.toml` says the same to people and a test holds it to this file.
 A value is taken from the first of: flag, environment (`RFAAS_LANE_SLOTS` for
-`lane.slots`), file, default; but a wrong value is refused wherever it stands,
-with its place, the value and what is allowed.
+`lane.slots`), the file that was named (`--config`, `RFAAS_CONFIG`), what the
+program carries (`rfaas pack`), the file that was merely found, default; but a
+wrong value is refused wherever it stands, with its place, the value and what is
+allowed.  The program's own beats a file that is found: who copies one file to
+every node wants every node to do what was packed and checked, whatever an
+earlier installation left in /etc.  Who does want something else names it.
 
 The TOML reader is imported only when a file is read: `rfaas call` must start fast.
 """
 
 from __future__ import annotations
 
-import errno
 import operator
 import os
-import stat
-import sys
-from contextlib import suppress
 from functools import cache
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import msgspec
 from msgspec import Meta, Struct
 
-from rfaas import config_text
-from rfaas.errors import ConfigError, UsageError, near
+from rfaas import config_sources, config_text
+from rfaas.config_sources import Declared, Given
+from rfaas.errors import ConfigError, UsageError
+from rfaas.paths import runtime_dir, state_dir
 from rfaas.proto import wire
-from rfaas.units import parse_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Mapping
 
-CONFIG_BYTES_MAX = 1 << 20
-SOCKET_PATH_BYTES_MAX = 107  # 108 with its NUL: sun_path, unix(7)
-_VARIABLES = ("RFAAS_CONFIG", "RFAAS_PYTHON", "RFAAS_RUNTIME_DIR", "RFAAS_STATE_DIR")
-_DIR_HINT = "set RFAAS_RUNTIME_DIR or RFAAS_STATE_DIR to a directory of your own"
 _TEN_YEARS_S = 10 * 365 * 86400  # as in proto/messages.py
 
 Size = Annotated[int, Meta(ge=1, le=2**60, extra={"form": "size"})]
@@ -135,28 +132,22 @@ class Loaded(Struct, frozen=True):
     """A configuration, and where each value came from.
 
     `origin` has every key as "section.key": "flag", "environment RFAAS_LANE_SLOTS",
-    "file PATH" or "default".  `file` is what was read, "" where there is none.
+    "file PATH", "embedded NAME", either of them with `, host "PATTERN"`, or "default".
+    `read` names the files that were read, the weakest first.
     """
 
     config: Config
     origin: dict[str, str]
-    file: str
-
-
-class _Given(NamedTuple):
-    """One value that some source gives."""
-
-    where: str  # how a message names its place
-    origin: str
-    section: str
-    key: str
-    value: object
+    read: tuple[str, ...] = ()
 
 
 def load(
     path: str | None = None,
     environ: Mapping[str, str] = os.environ,
     overrides: Mapping[str, object] = MappingProxyType({}),
+    *,
+    embedded: tuple[str, bytes] | None = None,
+    host: str = "",
 ) -> Loaded:
     """The configuration from all sources, with addresses, names and paths filled in.
 
@@ -164,22 +155,50 @@ def load(
     them: whom to ask is found out when asking.
 
     Args:
-        path: the file (`--config`), or None: the first there is of `$RFAAS_CONFIG`,
+        path: the file (`--config`), or None: `$RFAAS_CONFIG`, or the first there is of
             `$XDG_CONFIG_HOME/rfaas/rfaas.toml` and `/etc/rfaas/rfaas.toml`.
         environ: the environment.
         overrides: flags by "section.key", each a value or the text that was typed;
             None stands for a flag that was not given.
+        embedded: name and text of the configuration that the program carries.
+        host: the host that [[host]] tables are for, "": this one.
 
     Raises:
-        ConfigError: a file cannot be read, or a key or a value is wrong.
+        ConfigError: the first thing that is wrong: a file cannot be read, or a key or a
+            value is wrong.
     """
-    tree: dict[str, dict[str, object]] = {}
-    origin = dict.fromkeys(_names(), "default")
-    file = path or environ.get("RFAAS_CONFIG") or _found_file(environ)
-    for given in _sources(file, environ, overrides):
-        tree.setdefault(given.section, {})[given.key] = _checked(given)
-        origin[f"{given.section}.{given.key}"] = given.origin
-    return Loaded(_filled(msgspec.convert(tree, Config), environ), origin, file)
+    loaded, faults = examine(path, environ, overrides, embedded=embedded, host=host)
+    if loaded is None:
+        raise faults[0]
+    return loaded
+
+
+def examine(
+    path: str | None = None,
+    environ: Mapping[str, str] = os.environ,
+    overrides: Mapping[str, object] = MappingProxyType({}),
+    *,
+    embedded: tuple[str, bytes] | None = None,
+    host: str = "",
+) -> tuple[Loaded | None, list[ConfigError]]:
+    """`load`, with all that is wrong instead of an exception: then there is no configuration."""
+    host = host or os.uname().nodename
+    sources = config_sources.Sources(_declared(), host)
+    named = path or environ.get("RFAAS_CONFIG")
+    if not named and (found := config_sources.found_file(environ)):
+        sources.take_file(found)
+    if embedded:
+        name, data = embedded
+        sources.take_toml(data, f"embedded {name}", f"embedded {name}")
+    if named:
+        sources.take_file(named)
+    sources.take_environment(environ)
+    sources.take_flags(overrides)
+    if sources.faults:
+        return None, sources.faults
+    config = _filled(msgspec.convert(sources.values, Config), environ, host)
+    origin = dict.fromkeys(config_sources.names_of(_declared()), "default") | sources.origin
+    return Loaded(config, origin, tuple(sources.read)), []
 
 
 def checked_argument(name: str, key: str, value: object) -> Any:
@@ -192,246 +211,26 @@ def checked_argument(name: str, key: str, value: object) -> Any:
     if not isinstance(value, (bool, int)) and hasattr(value, "__index__"):
         value = operator.index(value)  # numbers of other libraries, such as numpy's
     try:
-        return _checked(_Given(f"argument {name}", "argument", section, last, value))
+        given = Given(f"argument {name}", "argument", section, last, value)
+        return config_sources.checked(given, _declared())
     except ConfigError as error:
         raise UsageError(error.text, hint=error.hint) from None
 
 
-def runtime_dir(environ: Mapping[str, str] = os.environ) -> str:
-    """Where sockets go; not made yet, see `ensure_private_dir`.
-
-    `$RFAAS_RUNTIME_DIR`, else `$XDG_RUNTIME_DIR/rfaas` where that is a directory we
-    may write to (on a batch node it often is not), else `/tmp/rfaas-<uid>`.
-    """
-    if chosen := environ.get("RFAAS_RUNTIME_DIR"):
-        return os.path.abspath(chosen)
-    base = environ.get("XDG_RUNTIME_DIR", "")
-    if os.path.isabs(base) and os.path.isdir(base) and os.access(base, os.W_OK | os.X_OK):
-        return os.path.join(base, "rfaas")
-    return f"/tmp/rfaas-{os.geteuid()}"
-
-
-def state_dir(environ: Mapping[str, str] = os.environ) -> str:
-    """Where the store goes; not made yet, see `ensure_private_dir`.
-
-    `$RFAAS_STATE_DIR`, else `$XDG_STATE_HOME/rfaas`, else `~/.local/state/rfaas`, or
-    the runtime directory where there is no home or it cannot be written to.
-    """
-    if chosen := environ.get("RFAAS_STATE_DIR"):
-        return os.path.abspath(chosen)
-    if os.path.isabs(base := environ.get("XDG_STATE_HOME", "")):
-        return os.path.join(base, "rfaas")
-    home = environ.get("HOME", "")
-    wanted = there = os.path.join(home, ".local/state/rfaas")
-    while there != home and not os.path.exists(there):
-        there = os.path.dirname(there)
-    if os.path.isabs(home) and os.access(there, os.W_OK | os.X_OK):
-        return wanted
-    return runtime_dir(environ)
-
-
-def ensure_private_dir(path: str) -> None:
-    """Make `path` a directory of mode 0700, or see that the one there is safe to use.
-
-    Raises:
-        ConfigError: it cannot be made, is a symbolic link or no directory, belongs to
-            another user, or others may write to it.
-    """
-    path = os.path.abspath(path)  # no trailing slash: lstat(2) would follow a link
-    try:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        with suppress(FileExistsError):
-            os.mkdir(path, 0o700)
-        found = os.lstat(path)
-    except OSError as error:
-        raise ConfigError(
-            f"cannot make directory {path}: {_system_text(error)}", hint=_DIR_HINT
-        ) from None
-    hint = _DIR_HINT
-    if stat.S_ISLNK(found.st_mode):
-        fault = "it is a symbolic link"
-    elif not stat.S_ISDIR(found.st_mode):
-        fault = "it is not a directory"
-    elif found.st_uid != os.geteuid():
-        fault = f"it belongs to user {found.st_uid}, not to user {os.geteuid()}"
-    elif found.st_mode & 0o022:
-        fault = f"others may write to it (mode {stat.S_IMODE(found.st_mode):04o})"
-        hint = f"`chmod 700 {path}`"
-    else:
-        return
-    raise ConfigError(f"directory {path} is not safe to use: {fault}", hint=hint)
-
-
-def socket_path(address: str) -> str:
-    """The path in `unix:/absolute/path`.
-
-    Raises:
-        ConfigError: another kind of address, not an absolute path, or one too long
-            for a socket.
-    """
-    scheme, colon, path = address.partition(":")
-    if scheme in ("tcp", "verbs", "ofi") and colon:
-        raise ConfigError(
-            f"address is not supported yet ({address!r:.99}), only unix:/absolute/path is",
-        )
-    if scheme != "unix" or not path.startswith("/") or path.endswith("/") or "\0" in path:
-        raise ConfigError(
-            f"address is not understood ({address!r:.99}), unix:/absolute/path is allowed",
-        )
-    if (length := len(os.fsencode(path))) > SOCKET_PATH_BYTES_MAX:
-        raise ConfigError(
-            f"socket path is too long ({length} bytes), "
-            f"at most {SOCKET_PATH_BYTES_MAX} are allowed: {path}",
-            hint="set RFAAS_RUNTIME_DIR to a directory with a short name",
-        )
-    return path
-
-
-# Sources, the weakest first -----------------------------------------------
-
-
-def _sources(
-    file: str, environ: Mapping[str, str], overrides: Mapping[str, object]
-) -> Iterator[_Given]:
-    # The embedded configuration (`rfaas pack`) comes here, weaker than a file.
-    if file:
-        yield from _from_file(file)
-    yield from _from_environ(environ)
-    for name, value in overrides.items():
-        if name not in _names():
-            raise ConfigError(f"flag {name}: unknown key", hint=near(name, _names(), 2))
-        if value is not None:
-            section, _, key = name.partition(".")
-            yield _Given(f"flag {name}", "flag", section, key, _from_text(section, key, value))
-
-
-def _found_file(environ: Mapping[str, str]) -> str:
-    user = environ.get("XDG_CONFIG_HOME") or os.path.join(environ.get("HOME", "/"), ".config")
-    candidates = (os.path.join(user, "rfaas/rfaas.toml"), "/etc/rfaas/rfaas.toml")
-    return next((file for file in candidates if os.path.exists(file)), "")
-
-
-def _from_file(path: str) -> Iterator[_Given]:
-    sections = _sections()
-    for section, table in _read_toml(path).items():
-        where = f"{path}: {section}"
-        if section not in sections:
-            raise ConfigError(f"{where}: unknown section", hint=near(section, sections, 1))
-        if not isinstance(table, dict):
-            raise ConfigError(f"{where}: expected a table, got {config_text.described(table)}")
-        for key, value in table.items():
-            yield _Given(f"{where}.{key}", f"file {path}", section, key, value)
-
-
-def _read_toml(path: str) -> dict[str, object]:
-    try:
-        with open(path, "rb") as file:
-            data = file.read(CONFIG_BYTES_MAX + 1)
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {_system_text(error)}") from None
-    if len(data) > CONFIG_BYTES_MAX:
-        raise ConfigError(
-            f"{path}: file is too large, at most {CONFIG_BYTES_MAX} bytes are allowed"
-        )
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    try:
-        tree: dict[str, object] = tomllib.loads(data.decode())
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise ConfigError(f"{path}: line {line} is not UTF-8") from None
-    except RecursionError:
-        raise ConfigError(f"{path}: not TOML: nested too deeply") from None
-    except ValueError as error:  # TOMLDecodeError, or an integer of thousands of digits
-        text = str(error)
-        raise ConfigError(f"{path}: not TOML: {text[:1].lower()}{text[1:]}") from None
-    return tree
-
-
-def _from_environ(environ: Mapping[str, str]) -> Iterator[_Given]:
-    variables = {f"RFAAS_{name.replace('.', '_').upper()}": name for name in _names()}
-    for variable, text in environ.items():
-        if not variable.startswith("RFAAS_") or variable in _VARIABLES:
-            continue
-        if variable in variables:
-            section, _, key = variables[variable].partition(".")
-            value = _from_text(section, key, text)
-            yield _Given(variable, f"environment {variable}", section, key, value)
-        elif _is_like_one(variable, (*variables, *_VARIABLES)):
-            raise ConfigError(f"{variable}: unknown variable", hint=near(variable, variables, 2))
-
-
-def _from_text(section: str, key: str, value: object) -> object:
-    """What a text from the environment or the command line stands for, if it can be read."""
-    base = _keys(section)[key].base
-    if isinstance(value, str) and base in (int, float):
-        with suppress(ValueError):
-            return base(value)
-    return value
-
-
-def _is_like_one(variable: str, known: Iterable[str]) -> bool:
-    """Whether somebody meant a variable of ours: one of a section, or a slip of the pen."""
-    if variable.startswith(tuple(f"RFAAS_{section.upper()}_" for section in _sections())):
-        return True
-    import difflib
-
-    return bool(difflib.get_close_matches(variable, known, n=1, cutoff=0.9))
-
-
-# Checks -------------------------------------------------------------------
-
-
-def _checked(given: _Given) -> object:
-    """The value as its record takes it.
-
-    Raises:
-        ConfigError: no such key, or not a value for it.
-    """
-    declared = _keys(given.section).get(given.key)
-    if declared is None:
-        hint = near(given.key, _keys(given.section))
-        raise ConfigError(f"{given.where}: unknown key", hint=hint)
-    value = given.value
-    if declared.form == "size" and isinstance(value, str):
-        with suppress(ValueError):
-            value = parse_bytes(value)
-    try:
-        value = msgspec.convert(value, declared.hint)
-    except msgspec.ValidationError:
-        text, hint = config_text.fault(declared, value)
-        raise ConfigError(f"{given.where}: {text}", hint=hint) from None
-    if declared.form == "address" and isinstance(value, str) and value not in ("", *declared.words):
-        try:
-            socket_path(value)
-        except ConfigError as error:
-            raise ConfigError(f"{given.where}: {error.text}", hint=error.hint) from None
-    return value
-
-
-# Declarations, and what fills the gaps ------------------------------------
-
-
-def _sections() -> dict[str, type[Section]]:
-    return {name: type(getattr(Config(), name)) for name in Config.__struct_fields__}
-
-
-def _names() -> list[str]:
-    return [f"{name}.{key}" for name, kind in _sections().items() for key in kind.__struct_fields__]
+def _declared() -> Declared:
+    sections = {name: type(getattr(Config(), name)) for name in Config.__struct_fields__}
+    return Declared({name: kind.__struct_fields__ for name, kind in sections.items()}, _keys)
 
 
 @cache
 def _keys(section: str) -> dict[str, config_text.Key]:
-    hints = get_type_hints(_sections()[section], include_extras=True)
+    hints = get_type_hints(type(getattr(Config(), section)), include_extras=True)
     return {key: config_text.key_of(hint) for key, hint in hints.items()}
 
 
-def _filled(config: Config, environ: Mapping[str, str]) -> Config:
+def _filled(config: Config, environ: Mapping[str, str], host: str) -> Config:
     """Addresses, names and paths in place of "", as far as they are known without asking."""
     manager, executor, client = config.resource_manager, config.executor, config.client
-    host = os.uname().nodename
     # Not from the password database: on a cluster that may be a question to another machine.
     user = environ.get("USER") or environ.get("LOGNAME") or str(os.geteuid())
     runtime = runtime_dir(environ)
@@ -453,8 +252,3 @@ def _filled(config: Config, environ: Mapping[str, str]) -> Config:
         ),
         client=replace(client, name=client.name or f"{user}@{host}:{os.getpid()}"),
     )
-
-
-def _system_text(error: OSError) -> str:
-    number = error.errno or 0
-    return f"{errno.errorcode.get(number, number)} ({os.strerror(number)})"

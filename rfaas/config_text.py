@@ -103,11 +103,21 @@ def show(loaded: Loaded) -> str:
     """A table of all keys: name, value, and where it came from."""
     rows = []
     for name, origin in loaded.origin.items():
-        section, _, key = name.partition(".")
-        value = getattr(getattr(loaded.config, section), key)
+        value = _value(loaded, name)
         rows.append((name, f'"{value}"' if isinstance(value, str) else str(value), origin))
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
     return "".join(f"{a:{widths[0]}}  {b:{widths[1]}}  {c}\n" for a, b, c in rows)
+
+
+def show_json(loaded: Loaded) -> str:
+    """The same as JSON: an object by name, each with `value` and `origin`."""
+    import json
+
+    rows = {
+        name: {"value": _value(loaded, name), "origin": origin}
+        for name, origin in loaded.origin.items()
+    }
+    return json.dumps(rows, indent=2) + "\n"
 
 
 def default_text() -> str:
@@ -118,6 +128,12 @@ def default_text() -> str:
     path = os.path.join(os.path.dirname(os.path.dirname(__file__)), "etc", "rfaas.toml")
     data: bytes = __loader__.get_data(path)  # type: ignore[name-defined]
     return data.decode()
+
+
+def _value(loaded: Loaded, name: str) -> object:
+    section, _, key = name.partition(".")
+    value: object = getattr(getattr(loaded.config, section), key)
+    return value
 
 
 def _bound(key: Key, bound: Any) -> str:

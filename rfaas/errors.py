@@ -16,6 +16,7 @@ Split by whose fault it is, because that decides what a person does next:
     │   ├── PeerLostError           a peer that did answer is gone
     │   ├── ProtocolError           a peer sent what the protocol forbids
     │   ├── LeaseEndedError         the lease is over (expired, revoked, lost)
+    │   ├── NotPermittedError       it takes another user, root as a rule
     │   └── SystemCallError         the operating system refused
     ├── CallError                 one invocation failed; the lease lives on
     │   ├── FunctionFailedError     the function returned a status and a text
@@ -48,6 +49,7 @@ __all__ = [
     "LeaseEndedError",
     "LibraryError",
     "NotDoneError",
+    "NotPermittedError",
     "OutputTooLargeError",
     "PayloadTooLargeError",
     "PeerLostError",
@@ -136,6 +138,11 @@ class ProtocolError(WorldError):
 
 class LeaseEndedError(WorldError):
     code = "lease-ended"
+
+
+class NotPermittedError(WorldError):
+    code = "not-permitted"
+    exit_status = 77  # EX_NOPERM
 
 
 class SystemCallError(WorldError):

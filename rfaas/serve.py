@@ -13,11 +13,11 @@ import socket
 import sys
 from typing import TYPE_CHECKING
 
-from rfaas import config as configuration
 from rfaas.clock import SystemClock
 from rfaas.control.sockets import path_of
 from rfaas.errors import UsageError
-from rfaas.launch import zygote
+from rfaas.launch import service, zygote
+from rfaas.paths import ensure_private_dir
 
 if TYPE_CHECKING:
     from rfaas.config import Config
@@ -29,18 +29,16 @@ def run(config: Config, role: str, private_fd: int) -> int:
     `private_fd` is the socket of the one client that a private executor serves, or -1.
     """
     private = _private_socket(role, private_fd)
+    notifier = service.Notifier.take(os.environ)  # before there is anybody to inherit it
     nursery = zygote.start(_load_worker) if role != "resource-manager" else None
     _raise_descriptor_limit()  # not for workers: a library may still use select(2)
     import asyncio
-    import logging
 
-    logging.basicConfig(
-        # A private executor speaks on its client's terminal, which is not its log.
-        level="WARNING" if private else config.log.level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
-    asyncio.run(_serve(config, role, nursery, private))
+    from rfaas.launch import logs
+
+    # A private executor speaks on its client's terminal, which is not its log.
+    logs.set_up("warning" if private else config.log.level)
+    asyncio.run(_serve(config, role, nursery, private, notifier))
     if private is not None:
         os._exit(0)  # its client waits for it to be gone, not for an interpreter to tidy up
     return 0
@@ -73,22 +71,44 @@ async def _serve(
     role: str,
     nursery: tuple[int, socket.socket] | None,
     private: socket.socket | None,
+    notifier: service.Notifier,
 ) -> None:
     import asyncio
     import signal
 
+    awaited = 2 if role == "all" else 1
+
+    def ready(line: str) -> None:
+        nonlocal awaited
+        awaited -= 1
+        if awaited:  # of a role that starts another one itself, that one says what to type next
+            line = line.partition("; next: ")[0]
+        else:
+            notifier.ready(line)
+        _say(line)
+
+    def waiting(line: str) -> None:
+        # To whoever waits for this node it is there: that its manager is not up yet
+        # must not keep a machine from booting.
+        if role == "executor":
+            notifier.ready(line)
+
     stop, stop_manager = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
+
+    def told_to_stop() -> None:
+        notifier.stopping()
+        (stop if nursery else stop_manager).set()
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set if nursery else stop_manager.set)
+        loop.add_signal_handler(number, told_to_stop)
     clock = SystemClock()
     roles = []
     if role != "executor":
         from rfaas.roles import resource_manager
 
         manager = config.resource_manager
-        configuration.ensure_private_dir(os.path.dirname(path_of(manager.address)))
-        ready = _ready if nursery is None else _ready_beside
+        ensure_private_dir(os.path.dirname(path_of(manager.address)))
         roles.append(loop.create_task(resource_manager.run(manager, clock, ready, stop_manager)))
     if nursery is not None:
         from rfaas.roles import executor
@@ -97,8 +117,8 @@ async def _serve(
         if private is not None:
             own = executor.private(own)
         else:
-            configuration.ensure_private_dir(os.path.dirname(path_of(own.address)))
-        task = loop.create_task(executor.run(own, clock, _ready, stop, nursery, private))
+            ensure_private_dir(os.path.dirname(path_of(own.address)))
+        task = loop.create_task(executor.run(own, clock, ready, stop, nursery, private, waiting))
         task.add_done_callback(lambda _: stop_manager.set())  # it tells the manager how it ended
         roles.append(task)
     try:
@@ -108,13 +128,8 @@ async def _serve(
         await asyncio.gather(*roles, return_exceptions=True)
 
 
-def _ready(line: str) -> None:
+def _say(line: str) -> None:
     """Say that a role is ready, with the next command as it is typed here."""
     from rfaas.launch import local
 
     print(line.replace("; next: rfaas ", f"; next: {local.program()} "), flush=True)
-
-
-def _ready_beside(line: str) -> None:
-    """The same for a role that starts another one itself: that one says what to type next."""
-    print(line.partition("; next: ")[0], flush=True)

@@ -25,7 +25,7 @@ NOT_OURS = {"build", "dist"}  # and what starts with a dot
 # lines below.  A new module is entered here before it can be imported.
 LAYERS = (
     ("cli",),
-    ("serve",),  # the one place that knows more than one role
+    ("admin", "serve"),  # serve is the one place that knows more than one role
     ("roles",),
     ("bench", "demo"),  # they use what a user has
     ("client", "web"),
@@ -36,7 +36,7 @@ LAYERS = (
     ("native",),
     ("store",),
     ("core",),
-    ("config", "config_text", "paths"),
+    ("config", "config_sources", "config_text", "paths"),
     ("proto",),
     ("clock", "errors", "units"),
 )

@@ -26,6 +26,7 @@ from rfaas.bench import measure, picture
 from rfaas.client import Lease, Session
 from rfaas.config import Config
 from rfaas.errors import InternalError, PeerLostError, UnavailableError, UsageError
+from rfaas.launch import embedded
 from rfaas.launch.local import command, program
 from rfaas.native._worker import die_with_parent
 from rfaas.units import format_ns
@@ -274,9 +275,14 @@ def _private_directory() -> Iterator[str]:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _library() -> str:
+def _library() -> str | bytes:
+    """The functions that ship: their file in the tree, or their bytes in a zip."""
     tree = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    return os.path.join(tree, _LIBRARY)
+    path = os.path.join(tree, _LIBRARY)
+    if os.path.exists(path) or not embedded.one_file():
+        return path
+    data: bytes = __loader__.get_data(path)  # type: ignore[name-defined]
+    return data
 
 
 def _write(output: str, pictures: dict[str, picture.Picture]) -> None:

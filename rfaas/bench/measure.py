@@ -28,12 +28,15 @@ RAW_BYTES = 2 * wire.PAGE_BYTES  # what the bare exchange needs beside the paylo
 IDLE_NS = 200_000  # a worker that sleeps so long is really asleep
 
 
-def peer_library() -> str:
-    """The file of the library that the measured worker runs (bench/peer.c)."""
+def peer_library() -> str | bytes:
+    """The library that the measured worker runs (bench/peer.c): its file, or its bytes in a zip."""
     found = importlib.util.find_spec("rfaas.bench.peer")
     if found is None or found.origin is None:
         raise InternalError("the benchmark's library was not built")
-    return found.origin
+    if os.path.exists(found.origin):
+        return found.origin
+    data: bytes = found.loader.get_data(found.origin)  # type: ignore[union-attr]
+    return data
 
 
 def stats(samples: Iterable[float]) -> Stats:

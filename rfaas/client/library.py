@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from rfaas.control.link import Link
 from rfaas.errors import LibraryError
 from rfaas.proto.messages import LIBRARY_BYTES_MAX, LIBRARY_PART_BYTES_MAX, SendLibrary
 
 
-@dataclass(frozen=True, slots=True)
-class Library:
+class Library(NamedTuple):
     """A shared object to be run on other nodes."""
 
     name: str

@@ -28,6 +28,7 @@ from rfaas.errors import (
     RfaasError,
     UnavailableError,
 )
+from rfaas.launch import embedded
 from rfaas.launch.local import PrivateExecutor
 from rfaas.proto.messages import (
     PROTOCOL_VERSION,
@@ -66,7 +67,8 @@ def connect(config: str | None = None, *, overrides: Mapping[str, object] | None
         ConfigError: the configuration is wrong.
         UnavailableError: what is configured does not answer.
     """
-    return Session(load(config, overrides=overrides or {}).config)
+    carried = embedded.read()
+    return Session(load(config, overrides=overrides or {}, embedded=carried).config)
 
 
 class Session:

@@ -27,7 +27,14 @@ from rfaas.errors import (
     from_wire,
 )
 from rfaas.proto.codec import Framer, decode, encode
-from rfaas.proto.messages import PROTOCOL_VERSION, Error, Hello, Message, Welcome
+from rfaas.proto.messages import (
+    PROTOCOL_VERSION,
+    Error,
+    Hello,
+    Message,
+    Welcome,
+    version_fault,
+)
 
 OUTGOING_BYTES_MAX = 4 * 1024 * 1024
 HELLO_TIMEOUT_S = 5.0
@@ -99,7 +106,8 @@ class AsyncLink:
             reply = await self.receive()
             if reply is None:
                 raise PeerLostError(f"lost {self.peer}: it closed the connection")
-            if isinstance(reply, Error) and reply.id == wanted:
+            # 0: it refuses the link, and with it whatever was asked
+            if isinstance(reply, Error) and reply.id in (0, wanted):
                 raise from_wire(reply.code, reply.text, reply.hint)
             if reply.id == wanted:
                 return reply
@@ -216,7 +224,8 @@ async def connect(address: str, hello: Hello) -> AsyncLink:
     """
     link = AsyncLink(sockets.connect(address), f"the peer at {address}")
     try:
-        link.peer = welcomed(await link.request(hello), link.peer)
+        ours = f"{hello.role} {hello.name}"
+        link.peer = welcomed(await link.request(hello), link.peer, ours)
     except BaseException:
         await link.close()
         raise
@@ -301,12 +310,10 @@ class Listener:
         if not isinstance(hello, Hello):
             raise ProtocolError(f"the first message is {type(hello).__name__}, not Hello")
         if hello.version != PROTOCOL_VERSION:
-            error = ProtocolError(
-                f"{hello.role} {hello.name} speaks version {hello.version} of the protocol, "
-                f"{self._welcome.role} {self._welcome.name} speaks {PROTOCOL_VERSION}",
-                hint="install the same rfaas on both nodes",
-            )
-            await refuse(link, hello.id, error)
+            own = f"{self._welcome.role} {self._welcome.name}"
+            text, hint = version_fault(hello, own)
+            log.warning("refused a peer: %s", text)
+            await refuse(link, hello.id, ProtocolError(text, hint=hint))
             return None
         link.peer = f"{hello.role} {hello.name}"
         link.send(msgspec.structs.replace(self._welcome, id=hello.id))

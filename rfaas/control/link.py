@@ -20,7 +20,14 @@ import msgspec
 from rfaas.control import sockets
 from rfaas.errors import PeerLostError, ProtocolError, UnavailableError, from_wire
 from rfaas.proto.codec import Framer, decode, encode
-from rfaas.proto.messages import PROTOCOL_VERSION, Error, Hello, Message, Welcome
+from rfaas.proto.messages import (
+    PROTOCOL_VERSION,
+    Error,
+    Hello,
+    Message,
+    Welcome,
+    version_fault,
+)
 
 NOTICES_MAX = 4096
 SLICE_S = 0.5  # a signal that comes just before a wait is seen after it, so waits are short
@@ -66,8 +73,8 @@ class Link:
                     raise PeerLostError(
                         f"no answer from {self.peer} to {type(message).__name__} in {timeout_s:g} s"
                     )
-                if reply.id == wanted:
-                    break
+                if reply.id == wanted or (reply.id == 0 and isinstance(reply, Error)):
+                    break  # an error without a request's id refuses the link
                 self._keep(reply)
         if isinstance(reply, Error):
             raise from_wire(reply.code, reply.text, reply.hint)
@@ -200,7 +207,8 @@ def greet(sock: socket.socket, peer: str, hello: Hello) -> Link:
     """Say hello on a new socket; the link, once the peer has answered in our version."""
     link = Link(sock, peer)
     try:
-        link.peer = welcomed(link.request(hello), peer)
+        ours = f"{hello.role} {hello.name}"
+        link.peer = welcomed(link.request(hello), peer, ours)
     except PeerLostError as error:
         link.close()
         raise UnavailableError(f"{peer} does not answer: {error.text}") from None
@@ -210,16 +218,13 @@ def greet(sock: socket.socket, peer: str, hello: Hello) -> Link:
     return link
 
 
-def welcomed(reply: Message, peer: str) -> str:
+def welcomed(reply: Message, peer: str, ours: str) -> str:
     """The name of `peer`, from its answer to our Hello; ProtocolError unless it speaks ours."""
     if not isinstance(reply, Welcome):
         raise ProtocolError(f"{peer} answered with {type(reply).__name__}, no welcome")
     if reply.version != PROTOCOL_VERSION:
-        raise ProtocolError(
-            f"{reply.role} {reply.name} speaks version {reply.version} of the protocol, "
-            f"here it is {PROTOCOL_VERSION}",
-            hint="install the same rfaas on both nodes",
-        )
+        text, hint = version_fault(reply, ours)
+        raise ProtocolError(text, hint=hint)
     return f"{reply.role} {reply.name}"
 
 

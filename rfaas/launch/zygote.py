@@ -21,6 +21,8 @@ from rfaas.control.link import Link
 from rfaas.errors import PeerLostError, SystemCallError
 from rfaas.proto.messages import Error, KillWorker, SpawnWorker, WorkerDied, WorkerSpawned
 
+DESCRIPTORS_MAX = 4096  # where /proc does not say which are open; 1 ms
+
 WorkerMain = Callable[[Link], int]
 
 
@@ -165,8 +167,11 @@ def _close_all_but(keep: int) -> None:
     os.dup2(2, 1)  # what functions print must not mix with what we print
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
-    for name in os.listdir("/proc/self/fd"):
-        fd = int(name)
+    try:
+        others = [int(name) for name in os.listdir("/proc/self/fd")]
+    except OSError:  # no /proc: a bare chroot, hidepid
+        others = list(range(3, DESCRIPTORS_MAX))
+    for fd in others:
         if fd > 2 and fd != keep:
             with suppress(OSError):
                 os.close(fd)

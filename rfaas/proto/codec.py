@@ -27,6 +27,8 @@ _KINDS: dict[str, type[Message]] = {
     if isinstance(kind, type) and issubclass(kind, Message) and kind is not Message
 }
 
+_GREETINGS = (messages.Hello, messages.Welcome)
+
 
 def encode(message: Message) -> bytes:
     """The frame of a message, length included.
@@ -71,6 +73,10 @@ def decode(body: bytes) -> Message:
     kind = _KINDS.get(name)
     if kind is None:
         raise ProtocolError(f"message {name[:64]!r} is unknown")
+    if kind in _GREETINGS and fields.get("version") != messages.PROTOCOL_VERSION:
+        # A later version may say more in it: what it must say is enough to refuse it by name.
+        fields = {key: fields[key] for key in fields if key in kind.__struct_fields__}
+        fields.setdefault("program", "of unknown version")
     return _convert(kind, fields)
 
 

@@ -39,6 +39,8 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
+from rfaas import __version__
+
 PROTOCOL_VERSION = 1
 FRAME_BYTES_MAX = 64 * 1024
 LIBRARY_PART_BYTES_MAX = 48 * 1024  # leaves room for the frame's other fields
@@ -49,6 +51,7 @@ LEASES_PER_JOIN_MAX = 1800
 
 Name = Annotated[str, Meta(min_length=1, max_length=255)]
 Address = Annotated[str, Meta(min_length=1, max_length=255)]
+Program = Annotated[str, Meta(max_length=64)]  # rfaas.__version__
 Text = Annotated[str, Meta(max_length=4096)]
 LeaseId = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]  # 128 random bits
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
@@ -71,6 +74,7 @@ class Hello(Message, frozen=True):
     version: int
     role: Annotated[str, Meta(pattern=r"^(client|executor|resource-manager|worker)\Z")]
     name: Name
+    program: Program = __version__
 
 
 class Welcome(Message, frozen=True):
@@ -79,6 +83,18 @@ class Welcome(Message, frozen=True):
     version: int
     role: Name
     name: Name
+    program: Program = __version__
+
+
+def version_fault(theirs: Hello | Welcome, own: str) -> tuple[str, str]:
+    """Text and hint where a peer speaks another version of the protocol; `own` names our side."""
+    return (
+        (
+            f"{theirs.role} {theirs.name} (rfaas {theirs.program}) speaks version {theirs.version} "
+            f"of the protocol, {own} (rfaas {__version__}) speaks {PROTOCOL_VERSION}"
+        ),
+        "install the same rfaas on both nodes",
+    )
 
 
 class Error(Message, frozen=True):

@@ -93,7 +93,9 @@ class Executor:
         self._authority: Authority = OwnAuthority(self._node, clock)
         self.listener = Listener(welcome, self._serve)
 
-    async def start(self, private: socket.socket | None) -> asyncio.Task[None] | None:
+    async def start(
+        self, private: socket.socket | None, waiting: Callable[[str], None]
+    ) -> asyncio.Task[None] | None:
         """Serve: at the configured address, or `private` alone (the task ends with that link)."""
         if private is not None:
             return self.listener.adopt(private)
@@ -105,6 +107,7 @@ class Executor:
                 f"{where}; next: rfaas call {flag} functions/libfunctions.so echo README.md"
             )
         else:
+            waiting(f"waiting for the resource manager at {self._config.resource_manager}")
             self._authority = ManagerAuthority(
                 self._config.resource_manager,
                 self._node,
@@ -381,6 +384,7 @@ async def run(
     stop: asyncio.Event,
     zygote: tuple[int, socket.socket],
     private: socket.socket | None = None,
+    waiting: Callable[[str], None] = lambda _: None,
 ) -> None:
     """Live as an executor until `stop` is set, or the link of a private one ends.
 
@@ -388,6 +392,7 @@ async def run(
         ready: called once, with the line that says what to type next.
         zygote: process id and socket of `launch.zygote.start`, now the executor's.
         private: the link of the one client to serve.
+        waiting: called, before `ready`, when it listens and has yet to join its manager.
 
     Raises:
         AddressInUseError, SystemCallError: it cannot listen.
@@ -404,7 +409,7 @@ async def run(
     ticking = loop.create_task(executor.tick())
     waits: list[asyncio.Task[object]] = [loop.create_task(stop.wait())]
     try:
-        serving = await executor.start(private)
+        serving = await executor.start(private, waiting)
         if serving is not None:
             waits.append(serving)
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)

@@ -42,6 +42,11 @@ def run(link: Link) -> int:
 
 
 def _load(link: Link, task: LoadLibrary) -> WorkerLanes:
+    if not os.path.exists("/proc/self/fd"):
+        raise SystemCallError(
+            "this node has no /proc, through which workers load libraries from memory",
+            hint="mount it there: mount -t proc proc /proc",
+        )
     steps = _Steps()
     library_fd, rings_fd, account_fd = link.take_fds()
     sandbox.level(task.isolation).enter(task.memory_bytes, len(task.cpus))

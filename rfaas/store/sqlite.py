@@ -18,9 +18,9 @@ from typing import Literal
 
 import msgspec
 
-from rfaas.config import ensure_private_dir
 from rfaas.core.lease import LIVE
 from rfaas.errors import ConfigError, RfaasError, SystemCallError
+from rfaas.paths import ensure_private_dir
 from rfaas.proto.messages import Usage
 from rfaas.store import LeaseRecord, NodeRecord, Stored
 

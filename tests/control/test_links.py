@@ -10,6 +10,7 @@ import threading
 import pytest
 from msgspec.structs import replace
 
+from rfaas import __version__
 from rfaas.control import aio, link, sockets
 from rfaas.control.aio import AsyncLink, Listener
 from rfaas.control.link import Link
@@ -232,8 +233,10 @@ class TestHello:
             with pytest.raises(ProtocolError) as refused:
                 link.connect(address, replace(HELLO, version=PROTOCOL_VERSION + 1))
             text = refused.value.text
-            assert f"client tester speaks version {PROTOCOL_VERSION + 1}" in text
-            assert f"executor node7 speaks {PROTOCOL_VERSION}" in text
+            assert (
+                f"client tester (rfaas {__version__}) speaks version {PROTOCOL_VERSION + 1}" in text
+            )
+            assert f"executor node7 (rfaas {__version__}) speaks {PROTOCOL_VERSION}" in text
             assert "install the same rfaas" in refused.value.hint
 
         served(address, client)

@@ -12,6 +12,7 @@ from pathlib import Path
 import msgpack
 import pytest
 
+from rfaas import __version__
 from rfaas.control import aio
 from rfaas.errors import UnavailableError
 from rfaas.proto.codec import LENGTH, Framer, decode, encode
@@ -187,7 +188,8 @@ def test_other_version(both: Site, role: str, version: int) -> None:
         error = other.next()
         assert isinstance(error, Error)
         assert (error.id, error.code) == (7, "protocol")
-        assert f"client old speaks version {version} of the protocol, {role} " in error.text
+        theirs = f"client old (rfaas {__version__}) speaks version {version} of the protocol"
+        assert f"{theirs}, {role} " in error.text
         assert error.text.endswith(f" speaks {PROTOCOL_VERSION}")
         assert error.hint == "install the same rfaas on both nodes"
         assert other.next() is None

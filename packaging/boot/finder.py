@@ -1,0 +1,194 @@
+"""The importer of the one-file program: code from memory, native modules from memory files.
+
+All Python code of this version of Python was read and checked as one piece, so
+what is imported later is what was checked, also when the file is replaced
+meanwhile or cannot be seen from inside a sandbox.  Native modules are read
+from the file when they are imported, each with a check of its own.
+
+Runs before anything is imported, so it uses only what is built into every
+Python.  A zip's own importer would cost 3 ms more and loads no native modules.
+"""
+
+import _imp
+import marshal
+import sys
+from _frozen_importlib import ModuleSpec
+
+MFD_CLOEXEC = 0x1  # memfd_create(2)
+MFD_NOEXEC_SEAL = 0x8  # may be mapped, not run: also where vm.memfd_noexec is 2; Linux 6.3
+PACKAGE, MODULE, NATIVE, DATA = range(4)
+
+
+class DamagedFileError(Exception):
+    """The program's file is no longer what was built; no ImportError, which some code expects."""
+
+
+class Importer:
+    """Finder and loader of everything in the file.
+
+    `index` has by name: kind, offset, size, check (of natives and data), where an
+    offset of code is one in `code` and any other is one in the file.
+    """
+
+    def __init__(self, path, code, index, boot):
+        self.one_file = path
+        # What runs this file again, in the same Python: rfaas/launch/local.py.
+        self.command = [sys.executable, "-I", "-S", "-c", boot, path]
+        self._code = memoryview(code)
+        self._index = index
+        self._loaded = 0
+        self._kept = {}
+
+    def keep(self):
+        """Read native modules now: a role lives longer than its file may stay as it is."""
+        for name, (kind, offset, size, _) in self._index.items():
+            if kind == NATIVE:
+                self._kept[name] = self._bytes(name, offset, size)
+
+    def find_spec(self, name, path=None, target=None):
+        """What `sys.meta_path` asks."""
+        found = self._index.get(name)
+        if found is None:
+            return None
+        kind = found[0]
+        place = self.one_file + "/" + name.replace(".", "/")
+        if kind == PACKAGE:
+            spec = ModuleSpec(name, self, origin=place + "/__init__.py", is_package=True)
+            spec.submodule_search_locations.append(place)
+        else:
+            spec = ModuleSpec(name, self, origin=place + (".py" if kind == MODULE else ".so"))
+        spec.has_location = True
+        return spec
+
+    def create_module(self, spec):
+        """A native module is made by its library, any other by Python."""
+        kind, offset, size, check = self._index[spec.name]
+        if kind in (PACKAGE, MODULE):
+            return None
+        data = self._read(spec.name, offset, size, check)
+        try:
+            return self._from_memory(spec.name, data)
+        except DamagedFileError:
+            raise
+        except (OSError, ImportError, AttributeError) as error:
+            # No /proc, memory files or mapping them forbidden, Python without memfd_create.
+            return self._from_cache(spec.name, data, error)
+
+    def exec_module(self, module):
+        """Run a module's code."""
+        kind, offset, _, _ = self._index[module.__name__]
+        if kind in (PACKAGE, MODULE):
+            exec(marshal.loads(self._code[offset:]), module.__dict__)
+        else:
+            module.__file__ = module.__spec__.origin
+            _imp.exec_dynamic(module)
+
+    def is_package(self, name):
+        """Whether the module has others in it."""
+        return self._index[name][0] == PACKAGE
+
+    def get_code(self, name):
+        """A module's code, None for a native one."""
+        kind, offset, _, _ = self._index[name]
+        return marshal.loads(self._code[offset:]) if kind in (PACKAGE, MODULE) else None
+
+    def get_source(self, name):
+        """Nothing: sources are not carried."""
+
+    def get_data(self, path):
+        """A file that is carried beside the code, by "<this file>/<its path>"."""
+        name = path[len(self.one_file) + 1 :] if path.startswith(self.one_file + "/") else path
+        found = self._index.get(name) or self._index.get(name[:-3].replace("/", "."))
+        if found is None or found[0] in (PACKAGE, MODULE):
+            raise FileNotFoundError(2, "not carried in this file", path)
+        return self._read(name, *found[1:])
+
+    def _read(self, name, offset, size, check):
+        data = self._kept.get(name) or self._bytes(name, offset, size)
+        if len(data) != size or _imp.source_hash(0, data) != check:
+            raise DamagedFileError(
+                f"{self.one_file} is damaged: {name} was cut off or altered\nhint: copy it again"
+            )
+        return data
+
+    def _bytes(self, name, offset, size):
+        try:
+            with open(self.one_file, "rb", 0) as file:
+                file.seek(offset)
+                return file.read(size)
+        except OSError as error:
+            text = f"{self.one_file}: cannot read {name}: {error.strerror}"
+            raise DamagedFileError(text) from None
+
+    def _from_memory(self, name, data):
+        import posix
+
+        try:
+            fd = posix.memfd_create("rfaas:" + name, MFD_CLOEXEC | MFD_NOEXEC_SEAL)
+        except OSError:  # an older Linux
+            fd = posix.memfd_create("rfaas:" + name, MFD_CLOEXEC)
+        try:
+            if posix.write(fd, data) != len(data):
+                raise OSError("memory file cut off")
+            self._loaded += 1
+            # dlopen(3) takes a name that it knows for the library it knows: no two are the same.
+            return self._dynamic(name, f"/proc/self/fd/{'./' * self._loaded}{fd}")
+        finally:
+            posix.close(fd)
+
+    def _from_cache(self, name, data, error):
+        # Called only where memory files cannot be used, so that its code is not read before.
+        found = {"__name__": "rfaas-cache"}
+        exec(marshal.loads(self._code[self._index["rfaas-cache"][1] :]), found)
+        return found["load"](name, data, self._dynamic, error)
+
+    def _dynamic(self, name, path):
+        return _imp.create_dynamic(ModuleSpec(name, self, origin=path))
+
+
+def run(path, code, index_at, boot):
+    """Import and run the command line; ends the process."""
+    path = path.removeprefix("./")
+    if not path.startswith("/"):
+        import posix
+
+        path = posix.getcwd() + "/" + path
+    index = marshal.loads(memoryview(code)[index_at:])
+    importer = Importer(path, code, index, boot)
+    sys.meta_path.insert(0, importer)
+    sys.argv[:] = sys.argv[1:]
+    if sys.argv[1:2] == ["serve"]:
+        importer.keep()
+    try:
+        from rfaas.cli import main
+
+        status = main()
+    except DamagedFileError as error:
+        sys.stderr.write(f"rfaas: {error}\n")
+        status = 65
+    except SystemExit as error:  # argparse's, after --help
+        if not isinstance(error.code, int):
+            raise
+        status = error.code
+    leave(status)
+
+
+def leave(status):
+    """End the process: what an interpreter does at its end, less freeing all memory (3 ms)."""
+    import atexit
+    import posix
+
+    threading = sys.modules.get("threading")
+    if threading is not None:
+        threading._shutdown()  # waits for threads that are no daemons
+    atexit._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except (
+        OSError,
+        ValueError,
+        AttributeError,
+    ):  # closed, or its reader is: Python knows what to do
+        sys.exit(status)
+    posix._exit(status)

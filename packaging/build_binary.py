@@ -1,0 +1,159 @@
+"""Builds dist/rfaas-linux-x86_64: one file for nodes without Python, by PyInstaller.
+
+    .venv/bin/python packaging/build_binary.py [--output FILE] [--python PYTHON] [--root DIR]
+
+PYTHON is the interpreter that goes in; it must have been built with a shared
+libpython.  The binary needs the glibc of the system that PYTHON and the native
+modules were compiled on.  `--root` names a directory tree of an older one
+(packaging/old_root.sh makes it) in which PYTHON is and everything is compiled.
+
+PyInstaller's binary is two processes: a loader that unpacks into a temporary
+directory and waits, and the program.  The loader removes the directory, unless it
+is killed with SIGKILL.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # -I leaves it out
+sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
+import parts
+from parts import TREE, WORK, BuildError, Python
+
+from rfaas.launch.embedded import FOOTER_BYTES, NO_PART, Footer
+
+BYTES_MAX = 15_000_000
+PYINSTALLER = "pyinstaller==6.22.3"
+MOUNT = "/rfaas-tree"  # where the tree is inside of --root
+
+
+def fetch() -> None:
+    """PyInstaller and the wheels that are carried, by the tree's own pip."""
+    folder = WORK / "pyinstaller"
+    if (folder / "done").exists() and (folder / "done").read_text() == PYINSTALLER:
+        return
+    parts.say(f"fetching {PYINSTALLER}")
+    shutil.rmtree(folder, ignore_errors=True)
+    command = [sys.executable, "-I", "-m", "pip", "install", "-q", "--no-input", "--target"]
+    command += [str(folder), "--disable-pip-version-check", "--only-binary=:all:", PYINSTALLER]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    if run.returncode:
+        raise BuildError(f"cannot fetch {PYINSTALLER}:\n{run.stderr}")
+    (folder / "done").write_text(PYINSTALLER)
+
+
+def stage(python: Python, folder: Path) -> None:
+    """All that goes in, as PyInstaller is to find it; run by `python` itself."""
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(TREE / "rfaas", folder / "rfaas", ignore=shutil.ignore_patterns(*_NOT_STAGED))
+    for name, file in parts.native_modules(python).items():
+        shutil.copy(file, folder / Path(*name.split(".")).with_suffix(python.suffix))
+    wheels = parts.wheels(python)
+    for wheel in wheels:
+        shutil.copytree(wheel, folder, dirs_exist_ok=True)
+    licences = parts.licences(wheels)
+    python_licence = Path(sysconfig.get_path("stdlib"), "LICENSE.txt")
+    licences["licenses/python/LICENSE.txt"] = python_licence.read_bytes()
+    for name, text in licences.items():
+        target = folder / "licenses" / name.removeprefix("licenses/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(text)
+    (folder / "functions").mkdir()
+    shutil.copy(TREE / "functions/libfunctions.so", folder / "functions")
+
+
+_OF_PYEXPAT = ("ParserCreate", "ExpatError", "error", "ErrorString", "model", "errors")
+_NOT_STAGED = ("*.so", "__pycache__", "*.c", "*.h", "*.pyx", "*.pxd", "*.pyi")
+
+
+def freeze(output: Path) -> None:
+    """The second half, run by the Python that goes in."""
+    python = parts.pythons([sys.executable])[0]
+    work = WORK / f"binary-{os.path.basename(output)}"
+    stage(python, work / "stage")
+    environ = os.environ | {
+        "RFAAS_STAGE": str(work / "stage"),
+        "RFAAS_TREE": str(TREE),
+        "RFAAS_OUTPUT": str(output),
+        "PYTHONPATH": os.pathsep.join((str(work / "stage"), str(WORK / "pyinstaller"))),
+        "PYTHONHASHSEED": "1",  # with SOURCE_DATE_EPOCH: the same bytes twice
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYINSTALLER_CONFIG_DIR": str(work / "config"),
+    }
+    command = [sys.executable, "-s", "-S", "-m", "PyInstaller", "--noconfirm", "--clean"]
+    command += ["--log-level", "WARN", "--distpath", str(work), "--workpath", str(work / "work")]
+    # PyInstaller wants it for macOS alone, and Debian's source does not compile it outside Debian.
+    (work / "pyexpat.py").write_text(f"{' = '.join(_OF_PYEXPAT)} = None\n")
+    if importlib.util.find_spec("pyexpat") is None:
+        environ["PYTHONPATH"] += f"{os.pathsep}{work}"
+    run = subprocess.run(
+        [*command, str(TREE / "packaging/rfaas.spec")],
+        env=environ,
+        cwd=work,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if run.returncode:
+        raise BuildError(f"PyInstaller failed:\n{(run.stdout + run.stderr)[-4000:]}")
+    data = (work / output.name).read_bytes()
+    digest = hashlib.sha256(data).digest()
+    data += Footer(len(data), NO_PART, NO_PART, len(data) + FOOTER_BYTES, digest).encode()
+    if len(data) > BYTES_MAX:
+        raise BuildError(f"it would have {len(data)} bytes, at most {BYTES_MAX} are allowed")
+    new = output.with_name(output.name + ".new")
+    new.write_bytes(data)
+    new.chmod(0o755)
+    os.replace(new, output)
+    parts.say(f"{output}: {len(data) / 1e6:.1f} MB, with Python {python.version}")
+
+
+def main() -> int:
+    """Build it; say how large it is."""
+    parser = argparse.ArgumentParser(description="Build the binary.")
+    parser.add_argument("--output", default="dist/rfaas-linux-x86_64", metavar="FILE")
+    parser.add_argument("--python", default=os.path.realpath(sys.executable), metavar="PYTHON")
+    parser.add_argument("--root", default="", metavar="DIR", help="an older system to build in")
+    parser.add_argument("--freeze", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    output = TREE / options.output
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        if options.freeze:
+            freeze(output)
+            return 0
+        WORK.mkdir(parents=True, exist_ok=True)
+        fetch()
+        inside = [str(TREE / "packaging/old_root.sh"), options.root, str(TREE)]
+        if options.root:
+            probe = "import sys; print('%d.%d' % sys.version_info[:2])"
+            command = [*inside, options.python, "-I", "-c", probe]
+            asked = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+            if asked.returncode:
+                return asked.returncode
+            parts.wheels(Python("", asked.stdout.strip(), ""))
+        else:
+            parts.wheels(parts.pythons([options.python])[0])
+        tree = MOUNT if options.root else str(TREE)
+        command = [options.python, "-s", "-S", f"{tree}/packaging/build_binary.py", "--freeze"]
+        command += ["--output", options.output]
+        environ = os.environ | {"SOURCE_DATE_EPOCH": str(parts.source_date_epoch())}
+        if options.root:
+            command = [*inside, *command]
+        return subprocess.run(command, env=environ, check=False).returncode
+    except BuildError as error:
+        print(f"dist: {error}", file=sys.stderr)
+        return 70
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,240 @@
+"""Builds dist/rfaas: a shell script and a zip in one file, for nodes with Python.
+
+    .venv/bin/python packaging/build_zipapp.py [--output FILE] [PYTHON ...]
+
+Layout, in the order of the file; every member is stored, so that what the
+program reads is in the file as it is used:
+
+    header                        boot/header.sh: picks a Python, which runs boot/boot.py
+    __main__.py                   for `python3 dist/rfaas`
+    LICENSE, licenses/, etc/, functions/libfunctions.so
+    cp311/rfaas/native/_calls.so  native modules, for each version of Python
+    cp311/...                     the code of that version, read and checked in one piece:
+        rfaas-boot.pyc            boot/finder.py, the first to run
+        rfaas/cli.pyc ...         UNCHECKED_HASH
+        rfaas-index               where every module is (marshal)
+    the zip's directory; its comment is the footer of rfaas/launch/embedded.py
+
+The header has a line for each version: which piece, and its check.
+"""
+
+from __future__ import annotations
+
+import argparse
+import binascii
+import hashlib
+import marshal
+import os
+import struct
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # -I leaves it out
+sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
+import parts
+from parts import TREE, WORK, BuildError, Python
+
+from rfaas.launch.embedded import FOOTER_BYTES, NO_PART, Footer
+
+BOOT = TREE / "packaging/boot"
+BINARY = "rfaas-linux-x86_64"
+# What `ps` shows between the interpreter and the file: runs boot/boot.py out of the header.
+RUN = 'import sys; exec(open(sys.argv[1], "rb").read(4096).split(b"\\n#|\\n")[1])'
+# For `python3 rfaas`: the same Python again, isolated, as the header would run it.
+MAIN = f"""import os, sys
+file = os.path.abspath(__loader__.archive)
+os.execv(sys.executable, [sys.executable, "-I", "-S", "-c", {RUN!r}, file] + sys.argv[1:])
+"""
+PACKAGE, MODULE, NATIVE, DATA = range(4)  # boot/finder.py
+PYC_HEADER_BYTES = 16  # PEP 552
+HEADER_BYTES_MAX = 4096  # boot/boot.py reads so much
+BYTES_MAX = 8 << 20
+LOCAL = struct.Struct("<4s5H3L2H")  # APPNOTE 4.3.7
+CENTRAL = struct.Struct("<4s6H3L5H2L")  # 4.3.12
+END = struct.Struct("<4s4H2LH")  # 4.3.16
+
+
+class Zip:
+    """A file that grows, and the zip in it: stored members, fixed modes and times."""
+
+    def __init__(self, epoch: int) -> None:
+        self.data = bytearray()
+        self._directory = bytearray()
+        self._count = 0
+        t = time.gmtime(max(epoch, 315532800))  # a zip knows no year before 1980
+        self._time = t.tm_hour << 11 | t.tm_min << 5 | t.tm_sec // 2
+        self._date = t.tm_year - 1980 << 9 | t.tm_mon << 5 | t.tm_mday
+
+    def add(self, name: str, content: bytes) -> int:
+        """Append a member; returns where its content begins."""
+        offset, encoded, crc = len(self.data), name.encode(), binascii.crc32(content)
+        size = len(content)
+        common = (10, 0, 0, self._time, self._date, crc, size, size, len(encoded), 0)
+        self.data += LOCAL.pack(b"PK\3\4", *common) + encoded
+        at = len(self.data)
+        self.data += content
+        mode = 0o100644 << 16
+        self._directory += CENTRAL.pack(b"PK\1\2", 0x0314, *common, 0, 0, 0, mode, offset) + encoded
+        self._count += 1
+        return at
+
+    def close(self, comment_bytes: int) -> None:
+        """Append the directory; a comment of that size must follow."""
+        offset, size = len(self.data), len(self._directory)
+        self.data += self._directory
+        self.data += END.pack(
+            b"PK\5\6", 0, 0, self._count, self._count, size, offset, comment_bytes
+        )
+
+
+def build(pythons: list[Python], epoch: int) -> bytes:
+    """The whole file."""
+    archive = Zip(epoch)
+    archive.data += bytes(len(header(pythons, {})))
+    archive.add("__main__.py", MAIN.encode())
+    carried = data_files(pythons)
+    data = {name: (archive.add(name, content), content) for name, content in carried.items()}
+    rows = {python: add_version(archive, python, data) for python in pythons}
+    head = header(pythons, rows)
+    archive.data[: len(head)] = head
+    base = len(archive.data)
+    archive.close(FOOTER_BYTES)
+    digest = hashlib.sha256(archive.data).digest()
+    footer = Footer(base, NO_PART, NO_PART, len(archive.data) + FOOTER_BYTES, digest)
+    return bytes(archive.data) + footer.encode()
+
+
+def header(pythons: list[Python], rows: dict[Python, tuple[int, int, str, int]]) -> bytes:
+    """The shell script; of the same length with and without `rows`."""
+    newest_first = [python.version for python in reversed(pythons)]
+    lines = ["#= " + " ".join(newest_first)]
+    for python in pythons:
+        start, size, check, index = rows.get(python, (0, 0, "0" * 16, 0))
+        lines.append(f"#: {python.suffix} {start:08} {size:08} {check} {index:08}")
+    text = (BOOT / "header.sh").read_text()
+    for mark, value in {
+        "@VERSION@": parts.version(),
+        "@TABLE@": "\n".join(lines),
+        "@BOOT@": (BOOT / "boot.py")
+        .read_text()
+        .rpartition('"""\n')[2]
+        .strip("\n")
+        .replace('"@RUN@"', repr(RUN)),
+        "@NAMES@": " ".join(f"python{version}" for version in newest_first),
+        "@WANTED@": ", ".join(newest_first),
+        "@BINARY@": BINARY,
+        "@RUN@": RUN,
+    }.items():
+        text = text.replace(mark, value)
+    if len(text) > HEADER_BYTES_MAX:
+        raise BuildError(f"the header has {len(text)} bytes, at most {HEADER_BYTES_MAX} are read")
+    return text.encode()
+
+
+def data_files(pythons: list[Python]) -> dict[str, bytes]:
+    """What is carried beside code, once for all versions."""
+    folders = {wheel.name.rsplit("-", 1)[0]: wheel for p in pythons for wheel in parts.wheels(p)}
+    found = parts.licences([folders[name] for name in sorted(folders)])
+    for name in ("etc/rfaas.toml", "functions/libfunctions.so"):
+        found[name] = (TREE / name).read_bytes()
+    return dict(sorted(found.items()))
+
+
+def add_version(
+    archive: Zip, python: Python, data: dict[str, tuple[int, bytes]]
+) -> tuple[int, int, str, int]:
+    """One Python's modules; returns where their code is: offset, size, check, the index in it."""
+    code, natives = modules(python)
+    with tempfile.TemporaryDirectory(dir=WORK) as folder:
+        checked = {f"native {name}": str(path) for name, path in natives.items()}
+        for name, (_, content) in data.items():
+            file = Path(folder, f"data-{binascii.hexlify(name.encode()).decode()}")
+            file.write_bytes(content)
+            checked[f"data {name}"] = str(file)
+        question = {"code": code, "checked": checked, "out": f"{folder}/out"}
+        answer = parts.ask(python, str(BOOT / "compile.py"), question)
+        checks = {name: bytes.fromhex(text) for name, text in answer["checks"].items()}
+        compiled = {name: Path(folder, "out", f"{name}.pyc").read_bytes() for name in code}
+
+        index: dict[str, tuple[int, int, int, bytes]] = {
+            name: (DATA, at, len(content), checks[f"data {name}"])
+            for name, (at, content) in data.items()
+        }
+        for name, path in natives.items():
+            content = path.read_bytes()
+            at = archive.add(f"{python.tag}/{name.replace('.', '/')}.so", content)
+            index[name] = (NATIVE, at, len(content), checks[f"native {name}"])
+        boot = archive.add(f"{python.tag}/rfaas-boot.pyc", compiled.pop("rfaas-boot"))
+        start = boot + PYC_HEADER_BYTES
+        for name in sorted(compiled):
+            is_package = code[name][0].endswith("/__init__.py")
+            member = name.replace(".", "/") + ("/__init__.pyc" if is_package else ".pyc")
+            at = archive.add(f"{python.tag}/{member}", compiled[name]) + PYC_HEADER_BYTES - start
+            size = len(compiled[name]) - PYC_HEADER_BYTES
+            index[name] = (PACKAGE if is_package else MODULE, at, size, b"")
+        index_at = archive.add(f"{python.tag}/rfaas-index", marshal.dumps(index, 2)) - start
+        piece = bytes(archive.data[start:])
+        file = Path(folder, "piece")
+        file.write_bytes(piece)
+        again = {"code": {}, "checked": {"piece": str(file)}, "out": folder}
+        check = parts.ask(python, str(BOOT / "compile.py"), again)["checks"]["piece"]
+    return start, len(piece), check, index_at
+
+
+def modules(python: Python) -> tuple[dict[str, list[str]], dict[str, Path]]:
+    """Python modules (source, name in tracebacks) and native ones, by module name."""
+    natives = parts.native_modules(python)
+    code = {
+        "rfaas-boot": [str(BOOT / "finder.py"), "rfaas-boot.py"],
+        "rfaas-cache": [str(BOOT / "cache.py"), "rfaas-cache.py"],
+    }
+    for file in sorted((TREE / "rfaas").rglob("*.py")):
+        name, shown = _named(file, TREE)
+        code[name] = [str(file), shown]
+    for folder in parts.wheels(python):
+        for file in sorted(folder.rglob("*")):
+            if file.name.endswith(python.suffix):
+                name = ".".join(file.relative_to(folder).parts).removesuffix(python.suffix)
+                natives[name] = file
+            elif file.suffix == ".py" and file.name not in parts.DROPPED:
+                name, shown = _named(file, folder)
+                code[name] = [str(file), shown]
+    return code, dict(sorted(natives.items()))
+
+
+def _named(file: Path, root: Path) -> tuple[str, str]:
+    relative = file.relative_to(root)
+    name = ".".join(relative.with_suffix("").parts).removesuffix(".__init__")
+    return name, str(relative)
+
+
+def main() -> int:
+    """Build it; say how large it is."""
+    parser = argparse.ArgumentParser(description="Build dist/rfaas.")
+    parser.add_argument("--output", default=str(TREE / "dist/rfaas"), metavar="FILE")
+    parser.add_argument("pythons", nargs="*", metavar="PYTHON", help="default: all there are")
+    options = parser.parse_args()
+    try:
+        WORK.mkdir(parents=True, exist_ok=True)
+        pythons = parts.pythons(options.pythons)
+        content = build(pythons, parts.source_date_epoch())
+        if len(content) > BYTES_MAX:
+            raise BuildError(f"it would have {len(content)} bytes, at most {BYTES_MAX} are allowed")
+    except BuildError as error:
+        print(f"dist: {error}", file=sys.stderr)
+        return 70
+    output = Path(options.output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    new = output.with_name(output.name + ".new")
+    new.write_bytes(content)
+    new.chmod(0o755)
+    os.replace(new, output)  # who runs the old one keeps it
+    versions = ", ".join(python.version for python in pythons)
+    parts.say(f"{options.output}: {len(content) / 1e6:.1f} MB, for Python {versions}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,274 @@
+"""What the one-file builds are made of: Pythons, native modules for each, wheels.
+
+Shared by build_zipapp.py and build_binary.py.  Everything lands under
+build/dist and is kept there: a second build compiles and fetches only what
+changed.  Run by the tree's own Python (.venv).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from glob import glob
+from pathlib import Path
+from typing import Any, NamedTuple
+
+TREE = Path(__file__).resolve().parent.parent
+WORK = TREE / "build/dist"
+VERSIONS = ("3.10", "3.11", "3.12", "3.13")  # requires-python, as far as wheels are pinned for it
+CARRIED = ("msgpack", "msgspec")  # pinned in pyproject.toml; tomli where there is no tomllib
+TOMLI = "tomli"
+PLATFORMS = ("manylinux2014_x86_64", "manylinux_2_17_x86_64", "manylinux_2_28_x86_64")
+DROPPED = ("fallback.py", "_cmsgpack.c")  # msgpack's own, in Python, for Pythons without the other
+LICENCE_NAME = re.compile("licen[cs]e|copying|notice|author", re.IGNORECASE)
+LINK_FLAGS = "-Wl,--build-id=none,-z,noseparate-code"  # no id, no padding: 8 kB a module
+# Headers and libraries of an older system, such as the tree of packaging/old_root.sh: what is
+# compiled against its glibc runs with that one and all newer ones.
+SYSROOT = os.environ.get("RFAAS_SYSROOT", "")
+
+
+class BuildError(Exception):
+    """The build cannot go on; the message says why."""
+
+
+class Python(NamedTuple):
+    """An interpreter that modules are built for."""
+
+    path: str
+    version: str  # 3.11
+    suffix: str  # .cpython-311-x86_64-linux-gnu.so
+
+    @property
+    def tag(self) -> str:
+        """cp311: as wheels call it, and its folder in the zipapp."""
+        return "cp" + self.version.replace(".", "")
+
+
+def say(text: str) -> None:
+    """One line of progress."""
+    print(f"dist: {text}", flush=True)
+
+
+def pythons(wanted: list[str]) -> list[Python]:
+    """The interpreters named, or all there are: one for each version, the tree's first."""
+    found: dict[str, Python] = {}
+    candidates = wanted or [
+        sys.executable,
+        *(shutil.which(f"python{version}") or "" for version in VERSIONS),
+        "/usr/bin/python3",
+        *sorted(glob(os.path.expanduser("~/.pyenv/versions/3.*/bin/python3"))),
+    ]
+    for candidate in filter(None, candidates):
+        path = shutil.which(candidate) or candidate
+        python = _asked(path)
+        if python is None:
+            if wanted:
+                raise BuildError(
+                    f"{candidate} is no CPython {VERSIONS[0]} to {VERSIONS[-1]} with headers"
+                )
+            continue
+        found.setdefault(python.suffix, python)
+    return sorted(found.values(), key=lambda python: VERSIONS.index(python.version))
+
+
+def _asked(path: str) -> Python | None:
+    probe = (
+        "import sys, _imp, sysconfig, os; print('%d.%d' % sys.version_info[:2], "
+        "_imp.extension_suffixes()[0], os.path.exists(sysconfig.get_path('include') + '/Python.h'),"
+        "sys.implementation.name)"
+    )
+    try:
+        run = subprocess.run([path, "-I", "-c", probe], capture_output=True, text=True, check=True)
+        version, suffix, headers, kind = run.stdout.split()
+    except (OSError, ValueError, subprocess.CalledProcessError):
+        return None
+    usable = headers == "True" and kind == "cpython" and version in VERSIONS
+    return Python(path, version, suffix) if usable else None
+
+
+def native_modules(python: Python) -> dict[str, Path]:
+    """Our native modules for `python`, stripped, by module name; built if need be.
+
+    The same sources give the same bytes, wherever the tree lies: sources are named
+    relative to it, what debuggers read is stripped, and the linker's build id, a hash of
+    what was there before, left out.
+    """
+    sources = [
+        TREE / "setup.py",
+        *sorted((TREE / "rfaas/native").glob("*.[ch]")),
+        *sorted((TREE / "rfaas/native").glob("*.p[yx][xd]")),
+        *sorted((TREE / "rfaas/bench").glob("*.[ch]")),
+    ]
+    state = hashlib.sha256(f"{python[1:]} {_compiler()} {LINK_FLAGS}".encode())
+    for source in sources:
+        state.update(source.name.encode() + source.read_bytes())
+    # In --root another compiler builds for the same Python: each keeps its own.
+    folder = (
+        WORK / f"{python.tag}-{hashlib.sha256((_compiler() + SYSROOT).encode()).hexdigest()[:8]}"
+    )
+    mark = folder / "built"
+    WORK.mkdir(parents=True, exist_ok=True)
+    with (WORK / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two builds in one tree: the second finds what it needs
+        _compile_once(python, folder, mark, state.hexdigest())
+    return {
+        ".".join(file.relative_to(folder / "lib").parts).removesuffix(python.suffix): file
+        for file in sorted((folder / "lib").rglob("*.so"))
+    }
+
+
+def _compile_once(python: Python, folder: Path, mark: Path, state: str) -> None:
+    if not (mark.exists() and mark.read_text() == state):
+        say(f"compiling the native modules for Python {python.version}")
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        _compile(python, folder)
+        mark.write_text(state)
+
+
+def _compiler() -> str:
+    command = [os.environ.get("CC", "cc"), "--version"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def _compile(python: Python, folder: Path) -> None:
+    flags = ""
+    link_flags = LINK_FLAGS
+    if SYSROOT:
+        flags += f" --sysroot={SYSROOT}"
+        # gcc's own folders, with this system's glibc, come first otherwise; setup.py drops -L.
+        link_flags += f" --sysroot={SYSROOT} -B{SYSROOT}/usr/lib/x86_64-linux-gnu"
+    environ = os.environ | {
+        # Cython and setuptools are Python code: the tree's serve every version.
+        "PYTHONPATH": str(site_packages()),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "CFLAGS": f"{os.environ.get('CFLAGS', '')} {flags}".strip(),
+        "LDFLAGS": f"{os.environ.get('LDFLAGS', '')} {link_flags}".strip(),
+    }
+    command = [python.path, "-S", "setup.py", "-q", "build_ext", "--force", "--parallel", "2"]
+    command += ["--build-lib", str(folder / "lib"), "--build-temp", str(folder / "temp")]
+    run = subprocess.run(
+        command, cwd=TREE, env=environ, capture_output=True, text=True, check=False
+    )
+    if run.returncode:
+        raise BuildError(
+            f"the native modules do not compile for Python {python.version}:\n"
+            + (run.stdout + run.stderr)[-4000:]
+        )
+    strip(folder / "lib")
+    shutil.rmtree(folder / "temp", ignore_errors=True)
+
+
+def strip(folder: Path) -> None:
+    """Take out what only debuggers read, of all native modules there."""
+    for file in sorted(folder.rglob("*.so")):
+        subprocess.run(
+            ["strip", "--strip-unneeded", "--remove-section=.comment", str(file)], check=True
+        )
+
+
+def site_packages() -> Path:
+    """Where the tree's own packages are."""
+    return next(TREE.glob(".venv/lib/python3.*/site-packages"))
+
+
+def wheels(python: Python) -> list[Path]:
+    """The wheels that the program carries for `python`, unpacked: one folder each."""
+    wanted = [f"{name}=={_pinned(name)}" for name in CARRIED]
+    if python.version == "3.10":
+        wanted.append(f"{TOMLI}=={_pinned(TOMLI)}")
+    return [_wheel(python, requirement) for requirement in wanted]
+
+
+def _pinned(name: str) -> str:
+    text = (TREE / "pyproject.toml").read_text()
+    match = re.search(rf'"{name}==([0-9.]+)', text)
+    if not match:
+        raise BuildError(f"pyproject.toml pins no version of {name}")
+    return match[1]
+
+
+def _wheel(python: Python, requirement: str) -> Path:
+    folder = WORK / "wheels" / f"{requirement.replace('==', '-')}-{python.tag}"
+    if folder.exists():
+        return folder
+    say(f"fetching {requirement} for Python {python.version}")
+    download = WORK / "wheels" / "download"
+    shutil.rmtree(download, ignore_errors=True)
+    command = [sys.executable, "-I", "-m", "pip", "download", "-q", "--no-deps", "--no-input"]
+    command += ["--disable-pip-version-check", "--only-binary=:all:", "-d", str(download)]
+    if requirement.startswith(TOMLI):
+        command += ["--python-version", python.version, "--platform", "any"]  # not the compiled one
+    else:
+        command += ["--python-version", python.version, "--implementation", "cp"]
+        command += ["--abi", python.tag]
+        command += [word for platform in PLATFORMS for word in ("--platform", platform)]
+    run = subprocess.run([*command, requirement], capture_output=True, text=True, check=False)
+    if run.returncode:
+        raise BuildError(f"cannot fetch {requirement} for Python {python.version}:\n{run.stderr}")
+    (file,) = download.glob("*.whl")
+    new = folder.with_suffix(".new")
+    shutil.rmtree(new, ignore_errors=True)
+    with zipfile.ZipFile(file) as wheel:
+        wheel.extractall(new)
+    strip(new)  # msgpack's has 1.5 MB of debugging information
+    new.rename(folder)
+    shutil.rmtree(download)
+    return folder
+
+
+def licences(folders: list[Path]) -> dict[str, bytes]:
+    """Ours and those of all that is carried, by the name in the program."""
+    found = {"LICENSE": (TREE / "LICENSE").read_bytes()}
+    for folder in folders:
+        for info in folder.glob("*.dist-info"):
+            name = info.name.removesuffix(".dist-info")
+            texts = [file for file in sorted(info.rglob("*")) if file.is_file()]
+            own = [
+                f
+                for f in texts
+                if re.search("licen[cs]e|copying|notice|author", f.name, re.IGNORECASE)
+            ]
+            if not own:
+                raise BuildError(f"{name} brings no licence")
+            found.update({f"licenses/{name}/{file.name}": file.read_bytes() for file in own})
+    return found
+
+
+def source_date_epoch() -> int:
+    """The time that all files of a build get: the commit's, or SOURCE_DATE_EPOCH."""
+    if text := os.environ.get("SOURCE_DATE_EPOCH"):
+        return int(text)
+    command = ["git", "-C", str(TREE), "log", "-1", "--format=%ct"]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    return int(run.stdout) if run.returncode == 0 and run.stdout.strip() else 315532800  # 1980
+
+
+def version() -> str:
+    """rfaas.__version__."""
+    match = re.search(
+        r'^__version__ = "(.+)"', (TREE / "rfaas/__init__.py").read_text(), re.MULTILINE
+    )
+    assert match
+    return match[1]
+
+
+def ask(python: Python, script: str, question: object) -> Any:
+    """Run a script under `python`: JSON in, JSON out."""
+    run = subprocess.run(
+        [python.path, "-s", "-S", script],
+        input=json.dumps(question).encode(),
+        env={"PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        check=False,
+    )
+    if run.returncode:
+        raise BuildError(f"{python.path} {script} failed:\n{run.stderr.decode()}")
+    return json.loads(run.stdout)
