@@ -43,6 +43,7 @@ COLD_ROUNDS = 15
 TEXT_COLUMNS = 68
 
 _LIBRARY = "functions/libfunctions.so"
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def run(config: Config, output: str) -> int:
@@ -202,23 +203,32 @@ class _Role:
             "RFAAS_STATE_DIR": private,
         }
         self._log = f"{private}/{role}.log"
-        with open(self._log, "wb") as log:
-            self._process = subprocess.Popen(
-                command("serve", "--role", role, "--address", self.address, *flags),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                env=environ,
-                start_new_session=True,  # Ctrl-C is for the demo, which then ends it
-                # One thread runs here, so a child may run Python.  If the demo is killed, the
-                # kernel ends the role as Ctrl-C would.
-                preexec_fn=lambda: die_with_parent(signal.SIGINT, "rfaas"),  # noqa: PLW1509
-            )
+        # A signal in the middle of starting it would leave a process that nobody knows of.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+
+        def in_child() -> None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            die_with_parent(signal.SIGINT, "rfaas")  # as Ctrl-C would, if the demo is killed
+
         try:
-            self._wait_until_ready()
-        except BaseException:
-            self.close()
-            raise
+            with open(self._log, "wb") as log:
+                self._process = subprocess.Popen(
+                    command("serve", "--role", role, "--address", self.address, *flags),
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    env=environ,
+                    start_new_session=True,  # Ctrl-C is for the demo, which then ends it
+                    preexec_fn=in_child,  # noqa: PLW1509 - one thread runs here
+                )
+            try:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+                self._wait_until_ready()
+            except BaseException:
+                self.close()
+                raise
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def _wait_until_ready(self) -> None:
         assert self._process.stdout is not None
