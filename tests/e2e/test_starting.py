@@ -88,8 +88,8 @@ def test_config_commands(site: Site) -> None:
     file = site.path / "mine.toml"
     file.write_text("[lane]\nslots = 4\n")
     done = site.run("config", "check", "--config", file)
-    assert done.stdout.decode() == f"the configuration is valid ({file})\n"
-    assert site.run("config", "check").stdout == b"the configuration is valid (no file)\n"
+    assert done.stdout.decode() == f"OK: file {file}\n"
+    assert site.run("config", "check").stdout == b"OK: no file is read, defaults hold\n"
     assert not site.run("config", "show").stdout.endswith(b"\n\n")
 
 
