@@ -10,6 +10,7 @@ cdef extern from "ring.h" nogil:
     ctypedef struct ring_map:
         ring_header *header
         uint64_t slot_bytes
+        uint64_t stride
         uint32_t slots
 
     uint64_t ticks()

@@ -80,7 +80,7 @@ cdef class Lane:
         cdef uint32_t slot
         if <const uint8_t *>data < base:
             return NO_SLOT
-        stride = 2 * (self.w.ring.slot_bytes + 4096)
+        stride = self.w.ring.stride
         offset = <const uint8_t *>data - base
         slot = <uint32_t>(offset // stride)
         if slot >= self.w.ring.slots or offset % stride or not self.w.calls[slot].refs:

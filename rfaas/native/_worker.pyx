@@ -55,7 +55,8 @@ cdef extern from "lane.h" nogil:
 
     uint64_t ns_to_ticks(uint64_t ns)
     void ticks_calibrate()
-    int ring_open(ring_map *ring, int fd, uint64_t offset, int guards, const char **what)
+    int ring_open(ring_map *ring, int fd, uint64_t offset, const char **what)
+    int ring_guard(const ring_map *ring)
     int lane_start(worker_lane *lane)
     void lane_stop(worker_lane *lane)
     void store_release(uint32_t *p, uint32_t value)
@@ -162,7 +163,10 @@ cdef class WorkerLanes:
             raise MemoryError
         for index in range(len(cpus)):
             lane = &self.lanes[index]
-            error = ring_open(&lane.ring, rings_fd, index * ring_bytes, 1, &what)
+            error = ring_open(&lane.ring, rings_fd, index * ring_bytes, &what)
+            if not error:
+                what = "protect its guard pages"
+                error = ring_guard(&lane.ring)
             if error:
                 raise errors.SystemCallError(
                     f"cannot open a ring: could not {what.decode()}: {os.strerror(error)}"

@@ -9,7 +9,7 @@
 #define YIELD_NS 20000 /* of spinning, then a worker that shares our processor may run */
 
 int window_open(window *w, int fd, uint64_t offset, const char **what) {
-    int error = ring_open(&w->ring, fd, offset, 0, what);
+    int error = ring_open(&w->ring, fd, offset, what);
     if (error)
         return error;
     const uint32_t slots = w->ring.slots;

@@ -13,7 +13,8 @@ All integers are little-endian.  A *ring* is one lane's memory, a sealed memfd:
 
     0                       header page (offsets below)
     PAGE_BYTES              `cells` request cells, then `cells` response cells
-    then, page aligned      `slots` times: input | guard page | output | guard page
+    then, page aligned      `slots` times: input | guard page
+                            `slots` times: output | guard page
 
 A cell is two cache lines, each with a sequence number of its own, so that the
 reader can wait for both at once.  Cell `i % cells` announces the i-th request
@@ -129,10 +130,10 @@ def slots_offset(slots: int) -> int:
 
 
 def slot_stride(slot_bytes: int) -> int:
-    """Distance from one slot to the next: input, guard, output, guard."""
-    return 2 * (slot_bytes + PAGE_BYTES)
+    """Distance from one input to the next, and from one output to the next."""
+    return slot_bytes + PAGE_BYTES
 
 
 def ring_bytes(slots: int, slot_bytes: int) -> int:
     """Size of a ring."""
-    return slots_offset(slots) + slots * slot_stride(slot_bytes)
+    return slots_offset(slots) + 2 * slots * slot_stride(slot_bytes)
