@@ -27,7 +27,7 @@ LAYERS = (
     ("cli",),
     ("serve",),  # the one place that knows more than one role
     ("roles",),
-    ("bench", "demo"),  # they use what a user has
+    ("bench", "demo", "diagnose"),  # they use what a user has
     ("client", "web"),
     ("launch",),
     ("sandbox",),
