@@ -89,7 +89,9 @@ async def _serve(
             own = executor.private(own)
         else:
             configuration.ensure_private_dir(os.path.dirname(path_of(own.address)))
-        roles.append(loop.create_task(executor.run(own, clock, _ready, stop, nursery, private)))
+        device = config.rdma.device
+        task = executor.run(own, clock, _ready, stop, nursery, private, device)
+        roles.append(loop.create_task(task))
     try:
         await asyncio.gather(*roles)
     finally:

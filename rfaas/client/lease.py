@@ -177,7 +177,14 @@ class Lease(Lanes):
         fds = link.take_fds()
         try:
             carrier = transport.transport(started.transport)
-            lanes = carrier.accept(started.lanes, started.slots, started.slot_bytes, fds)
+            lanes = carrier.accept(
+                started.lanes,
+                started.slots,
+                started.slot_bytes,
+                fds,
+                started.endpoint,
+                self._session.config.rdma.device,
+            )
         finally:
             for fd in fds:
                 os.close(fd)
@@ -219,14 +226,17 @@ class Lease(Lanes):
         self._listen(0.0)
 
     def _lost(self, lane: Lane) -> None:
-        """The ring has ended: find out why."""
+        """The lane has ended: find out why."""
         deadline = time.monotonic() + NOTICE_TIMEOUT_S
         while lane.failure is None and time.monotonic() < deadline:
             self._listen(NOTICE_TIMEOUT_S)
         if lane.failure is None:
-            error = WorkerCrashedError("the worker is gone and its executor does not say why")
+            error = lane.explain() if lane.explain is not None else None
+            if error is None:
+                error = WorkerCrashedError("the worker is gone and its executor does not say why")
             self._fail(error)
             lane.failure = self._ended or error
+            self._stop_worker(error.text)
 
     def _late(self, lane: Lane, name: str, timeout_s: float) -> None:
         """A call is past its deadline: it ends only with its worker."""
@@ -241,6 +251,13 @@ class Lease(Lanes):
             f"{text}; its worker was stopped",
             hint="the next call starts a new worker; raise timeout if the function needs longer",
         )
+
+    def _stop_worker(self, reason: str) -> None:
+        """End a worker that may live although nothing of it can be reached."""
+        try:
+            self._live_link().request(StopWorker(lease=self.id, reason=reason))
+        except RfaasError:
+            pass  # it is gone, or the lease is
 
     def _call_back(self, callback: Callable[[Call], object], call: Call) -> None:
         """As concurrent.futures does: what a callback raises is logged and forgotten."""

@@ -30,7 +30,7 @@ def command(*arguments: str) -> list[str]:
 class PrivateExecutor:
     """An executor that serves this process alone, and goes when its link is closed."""
 
-    def __init__(self, config: ExecutorConfig) -> None:
+    def __init__(self, config: ExecutorConfig, device: str = "") -> None:
         """Start it with the client's configuration; `link_socket` is the socket to greet it on.
 
         Raises:
@@ -44,6 +44,8 @@ class PrivateExecutor:
             for key in config.__struct_fields__:
                 if key not in _NOT_PRIVATE:
                     flags += ["--set", f"executor.{key}={getattr(config, key)}"]
+            if device:
+                flags += ["--set", f"rdma.device={device}"]
             try:
                 self._process = subprocess.Popen(
                     command("serve", *flags),

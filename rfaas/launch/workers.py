@@ -20,6 +20,7 @@ from rfaas.errors import InternalError, LibraryError, WorkerCrashedError, from_w
 from rfaas.native._worker import end_ring
 from rfaas.proto import wire
 from rfaas.proto.messages import (
+    Endpoint,
     Error,
     KillWorker,
     LibraryLoaded,
@@ -112,6 +113,7 @@ class WorkerProcess:
         self.ring_bytes = wire.ring_bytes(slots, slot_bytes)
         self.pid = 0
         self.functions: list[str] = []
+        self.endpoint: Endpoint | None = None
         self.steps_ns: dict[str, int] = {}
         self.rings_fd = -1
         self._account_fd = -1
@@ -142,6 +144,7 @@ class WorkerProcess:
                 case LibraryLoaded():
                     self.functions += message.functions
                     self.steps_ns = message.steps_ns
+                    self.endpoint = message.endpoint
                     if not message.more:
                         return
                 case _:

@@ -38,10 +38,15 @@ cdef extern from "window.h" nogil:
         uint32_t refs
         uint8_t *data
 
+    ctypedef struct window_carrier:
+        pass
+
     ctypedef struct window:
         ring_map ring
         uint32_t free_count
         window_call *calls
+        const window_carrier *carrier
+        void *carried_by
 
     int window_open(window *w, int fd, uint64_t offset, const char **what)
     void window_close(window *w)
@@ -66,6 +71,7 @@ cdef class Lane:
     cdef uint32_t pinned         # slots that results and buffers use
     cdef void **holders          # slot -> the Call (borrowed) that waits for it
     cdef public object failure   # the RfaasError that ended this lane, or None
+    cdef public object explain   # None, or what says (an RfaasError) why it ended, if it knows
 
     cdef int pin(self, uint32_t slot) except -1
     cdef void unpin(self, uint32_t slot) noexcept

@@ -1,7 +1,10 @@
+from collections.abc import Callable
+
 from rfaas.errors import RfaasError
 
 class Lane:
     failure: RfaasError | None
+    explain: Callable[[], RfaasError | None] | None
     def __init__(self, fd: int, offset: int) -> None: ...
     @property
     def in_flight(self) -> int: ...

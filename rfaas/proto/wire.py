@@ -64,6 +64,16 @@ CELL_DATA1 = LINE_BYTES + 8
 CELL_DATA1_BYTES = CELL_BYTES - CELL_DATA1
 INLINE_BYTES_MAX = CELL_DATA0_BYTES + CELL_DATA1_BYTES  # 104
 
+# Over RDMA: a connection's private data, little-endian and without gaps.  `address` and `rkey`
+# are those of slot 0 of what the other side writes to: outputs at the client, inputs at the
+# worker; slot i lies i * slot_stride(slot_bytes) on.  native/verbs.h has the same.
+VERBS_MAGIC = 0x31564652  # b"RFV1"
+VERBS_VERSION = 1
+VERBS_WINDOW = "<IHHQIII"  # magic, version, lane, address, rkey, slots, slot_bytes
+SECRET_BYTES = 16  # follow the window in the client's hello
+VERBS_REFUSAL = "<IHH"  # magic, version, reason: private data of a rejection
+DETAIL_BYTES = 4  # u32 at the end of the payload of an answer that is not OK; not in its text
+
 SLOT_BYTES_MAX = 1 << 31  # sizes are 32 bits wide on the published ABI
 SLOTS_DEFAULT = 16
 

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import mmap
 import os
+import select
 import time
 
 from rfaas import sandbox
 from rfaas.control.link import Link
 from rfaas.core.elf import read_functions
 from rfaas.errors import PeerLostError, ProtocolError, RfaasError
-from rfaas.native._worker import Library, WorkerLanes
+from rfaas.native._worker import Library
 from rfaas.proto.codec import names_page
 from rfaas.proto.messages import Error, LibraryLoaded, LoadLibrary
+from rfaas.transport.serve import Served, serve
 
 
 def run(link: Link) -> int:
@@ -30,14 +32,26 @@ def run(link: Link) -> int:
         except RfaasError as error:
             link.send(Error(id=task.id, code=error.code, text=error.text, hint=error.hint))
             return 1
-        link.receive()  # nothing more is sent: this returns, by raising, at the end
-        lanes.stop()
+        _attend(link, lanes)
     except PeerLostError:
         pass  # ended as it should be: lanes that still call go with the process
     return 0
 
 
-def _load(link: Link, task: LoadLibrary) -> WorkerLanes:
+def _attend(link: Link, lanes: Served) -> None:
+    """Do what the lanes need until the executor closes the link, which raises."""
+    poller = select.poll()
+    for fd in (link.fileno(), *lanes.filenos()):
+        poller.register(fd, select.POLLIN)
+    while True:
+        for fd, _ in poller.poll():
+            if fd == link.fileno():
+                link.receive()  # nothing more is sent: this raises, at the end
+            else:
+                lanes.step()
+
+
+def _load(link: Link, task: LoadLibrary) -> Served:
     steps = _Steps()
     library_fd, rings_fd, account_fd = link.take_fds()
     sandbox.level(task.isolation).enter(task.memory_bytes)
@@ -48,9 +62,7 @@ def _load(link: Link, task: LoadLibrary) -> WorkerLanes:
     library = Library(library_fd)
     library.bind(table)
     steps.done("load")
-    lanes = WorkerLanes(
-        library, rings_fd, task.ring_bytes, account_fd, task.cpus, task.hot_timeout_ms
-    )
+    lanes = serve(task, library, rings_fd, account_fd)
     for fd in (library_fd, rings_fd, account_fd):
         os.close(fd)
     steps.done("start_lanes")
@@ -59,7 +71,15 @@ def _load(link: Link, task: LoadLibrary) -> WorkerLanes:
     while more:
         part, more = names_page(names, start)
         start += len(part)
-        link.send(LibraryLoaded(id=task.id, functions=part, more=more, steps_ns=steps.ns))
+        link.send(
+            LibraryLoaded(
+                id=task.id,
+                functions=part,
+                more=more,
+                endpoint=lanes.endpoint,
+                steps_ns=steps.ns,
+            )
+        )
     return lanes
 
 

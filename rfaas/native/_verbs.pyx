@@ -1,0 +1,467 @@
+# cython: language_level=3, boundscheck=False, wraparound=False
+"""Lanes over a NIC (verbs.h): the client connects, a worker listens and serves.
+
+The only module that links to librdmacm and libibverbs: a node without them
+lacks this transport and nothing else.  Its errors are `Trouble`, numbers and
+steps that `rfaas.transport.verbs` puts into words.
+"""
+from cpython.exc cimport PyErr_CheckSignals
+from libc.errno cimport EINTR, errno
+from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcmp, memcpy, memset
+
+import os
+
+from rfaas import errors
+
+from rfaas.native._window cimport Lane, ns_to_ticks, ring_map, ticks_calibrate, window_carrier
+from rfaas.native._worker cimport Library, lane_function
+
+cdef extern from "<fcntl.h>" nogil:
+    int fcntl(int fd, int command, ...)
+    int F_GETFL, F_SETFL, O_NONBLOCK
+
+cdef extern from "<netdb.h>" nogil:
+    ctypedef unsigned socklen_t
+    struct sockaddr:
+        pass
+    struct sockaddr_storage:
+        pass
+    struct addrinfo:
+        int ai_flags
+        socklen_t ai_addrlen
+        sockaddr *ai_addr
+    int AI_NUMERICHOST, AI_NUMERICSERV
+    int getaddrinfo(const char *node, const char *service, const addrinfo *hints, addrinfo **out)
+    void freeaddrinfo(addrinfo *list)
+
+cdef extern from "<arpa/inet.h>" nogil:
+    uint16_t ntohs(uint16_t value)
+
+cdef extern from "<sys/mman.h>" nogil:
+    int PROT_READ, PROT_WRITE, MAP_SHARED
+    void *MAP_FAILED
+    void *mmap(void *address, size_t length, int protection, int flags, int fd, long offset)
+    int munmap(void *address, size_t length)
+
+cdef extern from "<rdma/rdma_cma.h>" nogil:
+    struct ibv_context:
+        pass
+
+    struct rdma_conn_param:
+        const void *private_data
+        uint8_t private_data_len
+
+    union rdma_event_param "":
+        rdma_conn_param conn
+
+    struct rdma_cm_id:
+        ibv_context *verbs
+        void *context
+
+    struct rdma_event_channel:
+        int fd
+
+    struct rdma_cm_event:
+        rdma_cm_id *id
+        int event
+        rdma_event_param param
+
+    enum: RDMA_CM_EVENT_CONNECT_REQUEST, RDMA_CM_EVENT_ESTABLISHED, RDMA_CM_EVENT_TIMEWAIT_EXIT
+    rdma_event_channel *rdma_create_event_channel()
+    void rdma_destroy_event_channel(rdma_event_channel *channel)
+    int rdma_get_cm_event(rdma_event_channel *channel, rdma_cm_event **event)
+    int rdma_ack_cm_event(rdma_cm_event *event)
+    int rdma_destroy_id(rdma_cm_id *id)
+    int rdma_reject(rdma_cm_id *id, const void *private_data, uint8_t length)
+    int rdma_disconnect(rdma_cm_id *id)
+    uint16_t rdma_get_src_port(rdma_cm_id *id)
+    const char *rdma_event_str(int event)
+    const char *ibv_wc_status_str(int status)
+
+cdef extern from "verbs_window.h" nogil:
+    const window_carrier verbs_carrier
+
+cdef extern from "verbs_lane.h" nogil:
+    enum: SECRET_BYTES, VERBS_MAGIC, VERBS_VERSION
+    enum: FAULT_NONE, FAULT_SEND, FAULT_RECEIVE, FAULT_POST, FAULT_EVENT, FAULT_PROTOCOL
+    enum: REFUSED_STRANGER, REFUSED_VERSION, REFUSED_SECRET, REFUSED_LANE, REFUSED_GEOMETRY
+    enum: REFUSED_TAKEN, REFUSED_QUEUES
+    uint64_t HOT_ALWAYS
+
+    ctypedef struct verbs_window:
+        uint32_t magic
+        uint16_t version
+        uint16_t lane
+        uint32_t slots
+        uint32_t slot_bytes
+
+    ctypedef struct verbs_hello:
+        verbs_window outputs
+        uint8_t *secret
+
+    ctypedef struct verbs_refusal:
+        uint32_t magic
+        uint16_t version
+        uint16_t reason
+
+    ctypedef struct verbs_fault:
+        uint32_t where
+        int32_t status
+        uint32_t vendor_error
+
+    ctypedef struct verbs_trouble:
+        const char *step
+        int error
+        int event
+        int status
+        uint32_t reason
+        uint64_t bytes
+
+    ctypedef struct verbs_link:
+        uint32_t inline_max
+        uint32_t broken
+        verbs_fault fault
+        rdma_cm_id *id
+        uint32_t slots
+        uint32_t slot_bytes
+
+    ctypedef struct ring_account:
+        pass
+
+    ctypedef struct worker_lane:
+        ring_map ring
+        ring_account *account
+        const lane_function *functions
+        uint32_t function_count
+        uint64_t hot_ticks
+        int cpu
+        void (*loop)(worker_lane *lane) noexcept nogil
+        void (*wake)(worker_lane *lane) noexcept nogil
+
+    ctypedef struct verbs_lane:
+        worker_lane lane
+        verbs_link link
+        int stop_fd
+        int notice_fd
+
+    void verbs_lane_loop(worker_lane *lane)
+    void verbs_lane_wake(worker_lane *lane)
+    int lane_start(worker_lane *lane)
+    void lane_stop(worker_lane *lane)
+    int ring_open(ring_map *ring, int fd, uint64_t offset, const char **what)
+    int ring_guard(const ring_map *ring)
+    void ring_close(ring_map *ring)
+    int verbs_prepare(verbs_link *link, ibv_context *device, const ring_map *ring,
+                      int remote_inputs, verbs_trouble *trouble)
+    int verbs_queue_pair(verbs_link *link, rdma_cm_id *id, verbs_trouble *trouble)
+    void verbs_aim(verbs_link *link, const verbs_window *window)
+    void verbs_close(verbs_link *link)
+    int verbs_connect(verbs_link *link, const ring_map *ring, const sockaddr *from_,
+                      const sockaddr *to, uint16_t lane, const uint8_t *secret,
+                      uint64_t timeout_ns, verbs_trouble *trouble)
+    int verbs_listen(rdma_event_channel *events, const sockaddr *at, int backlog,
+                     rdma_cm_id **id, verbs_trouble *trouble)
+    int verbs_accept(verbs_link *link, rdma_cm_id *id, uint16_t lane, verbs_trouble *trouble)
+
+ticks_calibrate()
+
+FAULTS = {
+    FAULT_SEND: "send", FAULT_RECEIVE: "receive", FAULT_POST: "post", FAULT_EVENT: "event",
+    FAULT_PROTOCOL: "protocol",
+}
+REFUSALS = {
+    REFUSED_STRANGER: "stranger", REFUSED_VERSION: "version", REFUSED_SECRET: "secret",
+    REFUSED_LANE: "lane", REFUSED_GEOMETRY: "geometry", REFUSED_TAKEN: "taken",
+    REFUSED_QUEUES: "queues",
+}
+
+
+class Trouble(Exception):
+    """A step that failed.
+
+    `error` is its errno, or 0; `event` the name of the rdma_cm event that came instead, or "",
+    with its `status`; `refusal` one of REFUSALS, or ""; `bytes` what was to be registered.
+    """
+
+    def __init__(self, step, error, event, status, refusal, size):
+        super().__init__(step)
+        self.step = step
+        self.error = error
+        self.event = event
+        self.status = status
+        self.refusal = refusal
+        self.bytes = size
+
+
+cdef object trouble_of(const verbs_trouble *trouble):
+    return Trouble(
+        trouble.step.decode(),
+        trouble.error,
+        rdma_event_str(trouble.event).decode() if trouble.event >= 0 else "",
+        trouble.status,
+        REFUSALS.get(trouble.reason, ""),
+        trouble.bytes,
+    )
+
+
+cdef object fault_of(const verbs_link *link):
+    """(where, number, name in the library's words, vendor's code), or None while it works."""
+    cdef int status = link.fault.status
+    if not link.broken:
+        return None
+    if link.fault.where in (FAULT_SEND, FAULT_RECEIVE):
+        text = ibv_wc_status_str(status).decode()
+    elif link.fault.where == FAULT_EVENT:
+        text = rdma_event_str(status).decode()
+    elif link.fault.where == FAULT_POST:
+        text = os.strerror(status)
+    else:
+        text = "a request for a slot that there is not"
+    return FAULTS[link.fault.where], status, text, link.fault.vendor_error
+
+
+cdef int address(sockaddr_storage *out, host, port) except -1:
+    cdef addrinfo hints, *found = NULL
+    cdef bytes node = host.encode(), service = str(port).encode()
+    memset(&hints, 0, sizeof(hints))
+    hints.ai_flags = AI_NUMERICHOST | AI_NUMERICSERV
+    if getaddrinfo(node, service, &hints, &found):
+        raise errors.ProtocolError(f"{host!r:.60} is no address of an RDMA device")
+    memset(out, 0, sizeof(sockaddr_storage))
+    memcpy(out, found.ai_addr, found.ai_addrlen)
+    freeaddrinfo(found)
+    return 0
+
+
+def connect(Lane lane, int number, source, host, port, const uint8_t[::1] secret, timeout_s):
+    """Have `lane`, whose ring is memory of the client's own, carried to a worker.
+
+    Args:
+        number: the lane's, at the worker.
+        source: address of the device to use; "": what the kernel's routes say.
+        host, port: where the worker listens.
+        secret: SECRET_BYTES bytes that the worker has told.
+
+    Raises:
+        Trouble: the step that failed.
+    """
+    cdef sockaddr_storage here, there
+    cdef verbs_trouble trouble
+    cdef uint64_t timeout_ns = <uint64_t>(timeout_s * 1e9)
+    cdef uint16_t index = number
+    cdef verbs_link *link
+    cdef const sockaddr *from_ = <sockaddr *>&here if source else NULL
+    cdef int failed
+    if lane.w.carrier is not NULL:
+        raise errors.InternalError("the lane is connected")
+    if len(secret) != SECRET_BYTES:
+        raise errors.ProtocolError(f"a secret has {SECRET_BYTES} bytes, not {len(secret)}")
+    if source:
+        address(&here, source, 0)
+    address(&there, host, port)
+    link = <verbs_link *>calloc(1, sizeof(verbs_link))
+    if link is NULL:
+        raise MemoryError
+    with nogil:
+        failed = verbs_connect(
+            link, &lane.w.ring, from_, <sockaddr *>&there, index, &secret[0], timeout_ns,
+            &trouble,
+        )
+        if failed:
+            verbs_close(link)
+    if failed:
+        free(link)
+        if trouble.error == EINTR:
+            PyErr_CheckSignals()
+        raise trouble_of(&trouble)
+    lane.w.carrier = &verbs_carrier
+    lane.w.carried_by = link
+
+
+cdef verbs_link *link_of(Lane lane) except NULL:
+    if lane.w.carrier != &verbs_carrier:
+        raise errors.InternalError("the lane is not carried by verbs")
+    return <verbs_link *>lane.w.carried_by
+
+
+def fault(Lane lane):
+    """What broke the connection: (where, number, name, vendor's code), or None."""
+    return fault_of(link_of(lane))
+
+
+def hang_up(Lane lane):
+    """Disconnect: nothing is written into the lane's memory any more."""
+    cdef verbs_link *link = link_of(lane)
+    with nogil:
+        rdma_disconnect(link.id)
+
+
+def inline_max(Lane lane):
+    """The bytes that the device takes inline."""
+    return link_of(lane).inline_max
+
+
+cdef class WorkerLanes:
+    """The lanes of this process: they listen, and each serves the client that knows `secret`.
+
+    Whoever owns it calls `step` when one of `filenos()` is readable.
+    """
+
+    cdef verbs_lane *lanes
+    cdef ring_account *accounts
+    cdef int count
+    cdef int notice_fd
+    cdef rdma_event_channel *events
+    cdef rdma_cm_id *listener
+    cdef Library library
+    cdef bytes secret
+    cdef readonly int port
+
+    def __cinit__(self):
+        self.notice_fd = -1
+
+    def __init__(self, Library library, int rings_fd, uint64_t ring_bytes, int account_fd, cpus,
+                 long hot_timeout_ms, host, bytes secret):
+        """Open a ring for each entry of `cpus`, as `_worker.WorkerLanes` does, register it with
+        the device whose address is `host`, and listen there.
+
+        Raises:
+            Trouble: the step that failed.
+        """
+        cdef const char *what
+        cdef int error, index, failed
+        cdef verbs_trouble trouble
+        cdef sockaddr_storage at
+        cdef verbs_lane *one
+        ticks_calibrate()
+        self.library = library
+        self.secret = secret
+        address(&at, host, 0)
+        self.lanes = <verbs_lane *>calloc(len(cpus), sizeof(verbs_lane))
+        self.accounts = <ring_account *>mmap(
+            NULL, 64 * len(cpus), PROT_READ | PROT_WRITE, MAP_SHARED, account_fd, 0
+        )
+        if self.lanes is NULL or self.accounts == MAP_FAILED or len(secret) != SECRET_BYTES:
+            raise MemoryError
+        self.notice_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.events = rdma_create_event_channel()
+        if self.events is NULL:
+            raise Trouble("open an event channel of rdma_cm", errno, "", 0, "", 0)
+        fcntl(self.events.fd, F_SETFL, fcntl(self.events.fd, F_GETFL) | O_NONBLOCK)
+        if verbs_listen(self.events, <sockaddr *>&at, len(cpus), &self.listener, &trouble):
+            raise trouble_of(&trouble)
+        self.port = ntohs(rdma_get_src_port(self.listener))
+        for index in range(len(cpus)):
+            one = &self.lanes[index]
+            error = ring_open(&one.lane.ring, rings_fd, index * ring_bytes, &what)
+            if error:
+                raise Trouble(what.decode(), error, "", 0, "", 0)
+            self.count += 1
+            with nogil:
+                failed = verbs_prepare(&one.link, self.listener.verbs, &one.lane.ring, 1, &trouble)
+            if failed:
+                trouble.bytes *= len(cpus)
+                raise trouble_of(&trouble)
+            error = ring_guard(&one.lane.ring)
+            if error:
+                raise Trouble("protect guard pages", error, "", 0, "", 0)
+            one.stop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            one.notice_fd = self.notice_fd
+            one.lane.account = &self.accounts[index]
+            one.lane.functions = library.functions
+            one.lane.function_count = library.count
+            one.lane.cpu = cpus[index]
+            one.lane.loop = verbs_lane_loop
+            one.lane.wake = verbs_lane_wake
+            one.lane.hot_ticks = (
+                HOT_ALWAYS if hot_timeout_ms < 0 else ns_to_ticks(hot_timeout_ms * 1_000_000)
+            )
+
+    def filenos(self):
+        """The descriptors to watch."""
+        return self.events.fd, self.notice_fd
+
+    def step(self):
+        """Do what is to be done: answer who connects, take note of who has gone."""
+        cdef rdma_cm_event *event
+        cdef int kind
+        while not rdma_get_cm_event(self.events, &event):
+            kind = event.event
+            if kind == RDMA_CM_EVENT_CONNECT_REQUEST:
+                self.answer(event)
+            else:
+                if event.id.context is not NULL and kind != RDMA_CM_EVENT_ESTABLISHED:
+                    rdma_disconnect(event.id)  # flushes what is posted, which ends its loop
+                rdma_ack_cm_event(event)
+        try:
+            os.read(self.notice_fd, 8)
+        except BlockingIOError:
+            pass
+
+    cdef int answer(self, rdma_cm_event *event) except -1:
+        cdef verbs_hello hello
+        cdef verbs_refusal refusal
+        cdef verbs_trouble trouble
+        cdef rdma_cm_id *id = event.id
+        cdef verbs_lane *one
+        cdef int failed
+        refusal.magic = VERBS_MAGIC
+        refusal.version = VERBS_VERSION
+        refusal.reason = 0
+        memset(&hello, 0, sizeof(hello))
+        if event.param.conn.private_data_len < sizeof(hello):
+            refusal.reason = REFUSED_STRANGER
+        else:
+            memcpy(&hello, event.param.conn.private_data, sizeof(hello))
+            refusal.reason = self.fault_with(&hello)
+        rdma_ack_cm_event(event)
+        id.context = NULL
+        if not refusal.reason:
+            one = &self.lanes[hello.outputs.lane]
+            with nogil:
+                failed = verbs_queue_pair(&one.link, id, &trouble)
+                if not failed:
+                    verbs_aim(&one.link, &hello.outputs)
+                    failed = verbs_accept(&one.link, id, hello.outputs.lane, &trouble)
+            if not failed and not lane_start(&one.lane):
+                return 0
+            refusal.reason = REFUSED_QUEUES
+            if one.link.id is not NULL:  # it goes with its link
+                rdma_reject(id, &refusal, sizeof(refusal))
+                return 0
+        rdma_reject(id, &refusal, sizeof(refusal))
+        rdma_destroy_id(id)
+        return 0
+
+    cdef uint16_t fault_with(self, const verbs_hello *hello):
+        """Why this is not our client, or 0."""
+        cdef verbs_link *link
+        if hello.outputs.magic != VERBS_MAGIC:
+            return REFUSED_STRANGER
+        if hello.outputs.version != VERBS_VERSION:
+            return REFUSED_VERSION
+        # Unequal in time: the secret is random, and each guess costs a connection.
+        if memcmp(hello.secret, <const char *>self.secret, SECRET_BYTES):
+            return REFUSED_SECRET
+        if hello.outputs.lane >= self.count:
+            return REFUSED_LANE
+        link = &self.lanes[hello.outputs.lane].link
+        if link.id is not NULL:
+            return REFUSED_TAKEN
+        if hello.outputs.slots != link.slots or hello.outputs.slot_bytes != link.slot_bytes:
+            return REFUSED_GEOMETRY
+        return 0
+
+    def faults(self):
+        """What broke each lane's connection, None where it works."""
+        return [fault_of(&self.lanes[index].link) for index in range(self.count)]
+
+    def stop(self):
+        """End the lanes; returns when their threads are gone."""
+        cdef int index
+        with nogil:
+            for index in range(self.count):
+                lane_stop(&self.lanes[index].lane)
+                verbs_close(&self.lanes[index].link)
