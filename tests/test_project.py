@@ -27,12 +27,13 @@ LAYERS = (
     ("cli",),
     ("serve",),  # the one place that knows more than one role
     ("roles",),
-    ("bench", "demo", "diagnose"),  # they use what a user has
+    ("bench", "demo"),  # they use what a user has
     ("client", "web"),
     ("launch",),
     ("sandbox",),
     ("control",),
     ("transport",),
+    ("diagnose",),  # below transports: they find their devices by it
     ("native",),
     ("store",),
     ("core",),

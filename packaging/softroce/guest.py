@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import Protocol
 
 SCRIPTS = Path(__file__).resolve().parent / "guest"
+JOBS = Path("/tmp")  # there is no blank in its name, which the kernel's command line forbids
+JOB = "rfaas-guest-"
 EXIT_TIMEOUT = 124  # as timeout(1)
 POWER_OFF_S = 5.0  # from the command's end to the machine's; then it is killed
 CHUNK_BYTES = 1 << 16
@@ -84,12 +86,21 @@ def run(machine: Machine, request: Request) -> int:
             "Debian's kernel keeps SoftRoCE devices out of network namespaces\n"
             "hint: `make softroce` builds one that has them there"
         )
-    job = Path(tempfile.mkdtemp(prefix="rfaas-guest-", dir="/tmp"))  # no blank in its name
+    sweep()
+    job = Path(tempfile.mkdtemp(prefix=f"{JOB}{os.getpid()}-", dir=JOBS))
     try:
         write_job(job, machine, request)
         return attend(machine, request, job)
     finally:
         shutil.rmtree(job, ignore_errors=True)
+
+
+def sweep() -> None:
+    """Take away what runners left that were killed outright."""
+    for path in JOBS.glob(f"{JOB}*"):
+        pid = path.name.removeprefix(JOB).partition("-")[0]
+        if not Path("/proc", pid).exists():
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def write_job(job: Path, machine: Machine, request: Request) -> None:

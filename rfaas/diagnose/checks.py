@@ -275,7 +275,7 @@ def devices(facts: Facts, wants: Wants) -> Iterator[Finding]:
     has_good = any(not found for found in faults.values())
     for device in facts.devices:
         if not faults[device.name]:
-            address = device.addresses[0]
+            address = device.hosts[0]
             text = f"{device.name}: {device.transport}, active, {address}"
             yield Finding(check="device", text=text)
         for text, mend in faults[device.name]:
@@ -314,7 +314,7 @@ def _faults(device: Device, facts: Facts) -> Iterator[tuple[str, list[str]]]:
         )
     elif not netdev:
         yield "no network interface (IPoIB) to take an address from", ["modprobe ib_ipoib"]
-    elif not device.addresses:
+    elif not device.hosts:
         yield (
             f"no address on {netdev}: librdmacm connects by addresses",
             [f"ip address add 10.0.0.1/24 dev {netdev}    # one of your own"],

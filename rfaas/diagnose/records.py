@@ -38,6 +38,12 @@ class Port(Record, frozen=True, kw_only=True):
         """Whether packets can leave by it."""
         return self.state == "active"
 
+    @property
+    def hosts(self) -> list[str]:
+        """The addresses that rdma_cm can bind to without a scope, IPv4 first."""
+        found = [address for address in self.addresses if not address.startswith("fe80:")]
+        return sorted(found, key=lambda address: ":" in address)
+
 
 class Limits(Record, frozen=True, kw_only=True):
     """What a device can hold, asked of the device; inline is measured by making queue pairs."""
@@ -75,9 +81,9 @@ class Device(Record, frozen=True, kw_only=True):
         return self.transport != "iWARP"
 
     @property
-    def addresses(self) -> list[str]:
-        """All that rdma_cm could bind to."""
-        return [address for port in self.ports for address in port.addresses]
+    def hosts(self) -> list[str]:
+        """The addresses that rdma_cm can bind to."""
+        return [host for port in self.ports if port.is_active for host in port.hosts]
 
 
 class Node(Record, frozen=True, kw_only=True):

@@ -50,10 +50,9 @@ def _device_rows(device: Device) -> Iterator[tuple[str, ...]]:
     )
     for port in device.ports:
         name = device.name if len(device.ports) == 1 else f"{device.name}/{port.number}"
-        addresses = [address for address in port.addresses if not address.startswith("fe80:")]
         yield (
             *(name, device.transport, port.state, port.link_layer, _speed(port)),
-            *(_netdev(port), " ".join(addresses) or "-", *known),
+            *(_netdev(port), " ".join(port.hosts) or "-", *known),
         )
 
 
@@ -99,11 +98,7 @@ def gigabits(device: Device) -> float:
 
 def is_usable(device: Device) -> bool:
     """Whether invocations can travel by it."""
-    return (
-        device.has_write_with_imm
-        and device.can_open
-        and any(port.is_active and port.addresses for port in device.ports)
-    )
+    return device.has_write_with_imm and device.can_open and bool(device.hosts)
 
 
 def best_device(devices: Iterable[Device]) -> Device | None:
@@ -120,8 +115,8 @@ def toml_block(node: Node) -> str:
     device = best_device(node.devices)
     if device is None:
         return ""
-    port = next(port for port in device.ports if port.is_active and port.addresses)
-    about = f"{device.transport}, {_speed(port)}, {port.netdev} {port.addresses[0]}"
+    port = next(port for port in device.ports if port.is_active and port.hosts)
+    about = f"{device.transport}, {_speed(port)}, {port.netdev} {port.hosts[0]}"
     lines = [f"# {node.host}: {device.name} ({about})"]
     others = [other.name for other in node.devices if other is not device]
     if others:

@@ -7,15 +7,11 @@ ip link add roce0 mtu 9000 type veth peer name roce1 mtu 9000
 ip rule add pref 300 lookup local
 for end in 0 1; do
     other=$((1 - end))
-    own_address=10.77.0.$((end + 1))
-    other_address=10.77.0.$((other + 1))
-    ip address add $own_address/24 dev roce$end
+    ip address add 10.77.0.$((end + 1))/24 dev roce$end
     ip link set roce$end up
-    # Nobody would answer: the question comes from an address that is the asked one's own.
-    ip neigh add $other_address dev roce$end lladdr "$(cat /sys/class/net/roce$other/address)"
-    ip route add $other_address dev roce$end src $own_address table 10$end
     ip rule add pref 10$end iif roce$end lookup local
-    ip rule add pref 20$end from $own_address to $other_address lookup 10$end
+    ip rule add pref 20$end from 10.77.0.$((end + 1)) to 10.77.0.$((other + 1)) lookup 10$end
 done
 ip rule delete pref 0
+. ./cable-routes.sh
 for end in 0 1; do rdma link add rxe$end type rxe netdev roce$end; done
