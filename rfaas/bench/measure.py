@@ -51,6 +51,8 @@ def hot(session: Session, size: int, calls: int) -> dict[str, object]:
     """A call of `size` bytes against the bare exchange of the same bytes, both spinning."""
     raw, native, python = array("Q"), array("Q"), array("Q")
     data = bytearray(os.urandom(size))
+    if session.config.lane.transport == "verbs":
+        return _hot_verbs(session, data, calls)
     mode = _bench.INLINE if size <= wire.INLINE_BYTES_MAX else _bench.BESIDE
     with _lease(session, size, hot_timeout_ms=-1) as lease, _pinned_apart(lease):
         lane, echo, pong = _parts(lease)
@@ -67,6 +69,30 @@ def hot(session: Session, size: int, calls: int) -> dict[str, object]:
         "python_rtt_ns": python_stats,
         "overhead_ns": hot_stats["median"] - raw_stats["median"],
         "python_overhead_ns": python_stats["median"] - raw_stats["median"],
+    }
+
+
+def _hot_verbs(session: Session, data: bytearray, calls: int) -> dict[str, object]:
+    """The same over RDMA; ratios count, for a NIC in software has the times of software."""
+    from rfaas.bench import verbs
+
+    size = len(data)
+    with _lease(session, size, hot_timeout_ms=verbs.HOT_TIMEOUT_MS) as lease, _pinned_apart(lease):
+        lane, echo, _ = _parts(lease)
+        bare, native = verbs.hot(lease, lane, echo, data, calls)
+        frozen = bytes(data)
+        _time_calls(lease.call, frozen, verbs.WARM_UP)
+        python = _time_calls(lease.call, frozen, len(native) // 5)
+        report = _head(lease, "hot", size, len(native))
+    raw_stats, hot_stats, python_stats = stats(bare), stats(native), stats(python)
+    return report | {
+        "raw_rtt_ns": raw_stats,
+        "hot_rtt_ns": hot_stats,
+        "python_rtt_ns": python_stats,
+        "overhead_ns": hot_stats["median"] - raw_stats["median"],
+        # Of neighbouring blocks: what else the machine does comes and goes between them.
+        "ratio": round(verbs.ratio(bare, native), 3),
+        "ratio_of_minima": round(hot_stats["min"] / raw_stats["min"], 3),
     }
 
 

@@ -31,6 +31,7 @@ from rfaas.native._calls import Call, Lanes
 from rfaas.native._window import Lane
 from rfaas.proto import wire
 from rfaas.proto.messages import (
+    Endpoint,
     Functions,
     LeaseEnded,
     LeaseGranted,
@@ -74,6 +75,7 @@ class Lease(Lanes):
         self.node = ""
         self.isolation = ""
         self.transport = ""
+        self.endpoint: Endpoint | None = None  # where the worker listens, over verbs
         self.cpus: tuple[int, ...] = ()
         self.steps_ns: dict[str, int] = {}
         self._session = session
@@ -190,6 +192,7 @@ class Lease(Lanes):
                 os.close(fd)
         self._worker = started.worker
         self.transport = carrier.name
+        self.endpoint = started.endpoint
         self.cpus = started.cpus
         self._install(lanes, self._table(link, started))
         self.steps_ns["start_worker"] = started_at - start

@@ -1,4 +1,7 @@
+from array import array
 from collections.abc import Sequence
+
+from typing_extensions import Buffer
 
 from rfaas.native._window import Lane
 from rfaas.native._worker import Library
@@ -20,13 +23,15 @@ def connect(
 def fault(lane: Lane) -> tuple[str, int, str, int] | None: ...
 def hang_up(lane: Lane) -> None: ...
 def inline_max(lane: Lane) -> int: ...
+def bare(lane: Lane, data: Buffer, count: int) -> array[int] | None: ...
+def stream(lane: Lane, size: int, depth: int, count: int) -> int: ...
 
 class WorkerLanes:
     @property
     def port(self) -> int: ...
     def __init__(
         self,
-        library: Library,
+        library: Library | None,
         rings_fd: int,
         ring_bytes: int,
         account_fd: int,

@@ -5,17 +5,27 @@ The only module that links to librdmacm and libibverbs: a node without them
 lacks this transport and nothing else.  Its errors are `Trouble`, numbers and
 steps that `rfaas.transport.verbs` puts into words.
 """
+from cpython cimport array
 from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport EINTR, errno
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy, memset
 
+import array as arrays
 import os
 
 from rfaas import errors
 
-from rfaas.native._window cimport Lane, ns_to_ticks, ring_map, ticks_calibrate, window_carrier
+from rfaas.native._window cimport (
+    Lane,
+    ns_to_ticks,
+    ring_map,
+    ticks_calibrate,
+    ticks_to_ns,
+    window,
+    window_carrier,
+)
 from rfaas.native._worker cimport Library, lane_function
 
 cdef extern from "<fcntl.h>" nogil:
@@ -147,6 +157,10 @@ cdef extern from "verbs_lane.h" nogil:
         int notice_fd
 
     void verbs_lane_loop(worker_lane *lane)
+    void verbs_bare_loop(worker_lane *lane)
+    int verbs_bare(window *w, const uint8_t *data, uint32_t size, uint32_t count,
+                   uint64_t *samples)
+    uint64_t verbs_stream(window *w, uint32_t size, uint32_t depth, uint32_t count)
     void verbs_lane_wake(worker_lane *lane)
     int lane_start(worker_lane *lane)
     void lane_stop(worker_lane *lane)
@@ -303,6 +317,31 @@ def inline_max(Lane lane):
     return link_of(lane).inline_max
 
 
+def bare(Lane lane, const uint8_t[::1] data, uint32_t count):
+    """Nanoseconds of bare round trips (verbs_bench.c), or None when the peer is lost."""
+    cdef array.array samples = arrays.array("Q", bytes(8 * count))
+    cdef uint64_t *out = <uint64_t *>samples.data.as_ulonglongs
+    cdef uint32_t i
+    cdef int lost
+    ticks_calibrate()
+    link_of(lane)
+    with nogil:
+        lost = verbs_bare(&lane.w, &data[0], <uint32_t>data.shape[0], count, out)
+    for i in range(count):
+        out[i] = ticks_to_ns(out[i])
+    return None if lost else samples
+
+
+def stream(Lane lane, uint32_t size, uint32_t depth, uint32_t count):
+    """Nanoseconds that so many bare writes take, 0 when the peer is lost."""
+    cdef uint64_t elapsed
+    ticks_calibrate()
+    link_of(lane)
+    with nogil:
+        elapsed = verbs_stream(&lane.w, size, depth, count)
+    return ticks_to_ns(elapsed)
+
+
 cdef class WorkerLanes:
     """The lanes of this process: they listen, and each serves the client that knows `secret`.
 
@@ -324,7 +363,9 @@ cdef class WorkerLanes:
 
     def __init__(self, Library library, int rings_fd, uint64_t ring_bytes, int account_fd, cpus,
                  long hot_timeout_ms, host, bytes secret):
-        """Open a ring for each entry of `cpus`, as `_worker.WorkerLanes` does, register it with
+        """Without a library, each write is answered by a bare one (bench).
+
+        Open a ring for each entry of `cpus`, as `_worker.WorkerLanes` does, register it with
         the device whose address is `host`, and listen there.
 
         Raises:
@@ -370,10 +411,10 @@ cdef class WorkerLanes:
             one.stop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
             one.notice_fd = self.notice_fd
             one.lane.account = &self.accounts[index]
-            one.lane.functions = library.functions
-            one.lane.function_count = library.count
+            one.lane.functions = library.functions if library is not None else NULL
+            one.lane.function_count = library.count if library is not None else 0
             one.lane.cpu = cpus[index]
-            one.lane.loop = verbs_lane_loop
+            one.lane.loop = verbs_lane_loop if library is not None else verbs_bare_loop
             one.lane.wake = verbs_lane_wake
             one.lane.hot_ticks = (
                 HOT_ALWAYS if hot_timeout_ms < 0 else ns_to_ticks(hot_timeout_ms * 1_000_000)

@@ -25,6 +25,9 @@
 #include <rdma/rdma_cma.h>
 
 #define POLL_BATCH 16        /* completions taken at once */
+/* Of spinning, then whoever shares the processor may run.  Longer than a round trip over a NIC
+ * in software: a yield in its midst costs more than it gives. */
+#define VERBS_YIELD_NS 1000000
 #define INLINE_ASKED_MAX 1024u
 
 /* What broke a connection; the first thing counts. */

@@ -75,7 +75,7 @@ static int doze(verbs_lane *v, struct ibv_wc *arrived, lane_times *times) {
 
 /* The number of requests that came; 0 when the lane is to stop or its link is broken. */
 static int lane_wait(verbs_lane *v, struct ibv_wc *arrived, lane_times *times) {
-    const uint64_t yield_ticks = ns_to_ticks(YIELD_NS);
+    const uint64_t yield_ticks = ns_to_ticks(VERBS_YIELD_NS);
     uint64_t yielded = times->last_call;
     int count;
     for (;;) {

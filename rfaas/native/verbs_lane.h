@@ -15,5 +15,6 @@ typedef struct {
 /* For worker_lane. */
 void verbs_lane_loop(worker_lane *lane);
 void verbs_lane_wake(worker_lane *lane);
+void verbs_bare_loop(worker_lane *lane); /* verbs_bench.c: answers without a call */
 
 #endif

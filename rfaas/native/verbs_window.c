@@ -92,4 +92,4 @@ static void hang_up(window *w) {
     w->carried_by = NULL;
 }
 
-const window_carrier verbs_carrier = {put, poll_results, doze, hang_up};
+const window_carrier verbs_carrier = {put, poll_results, doze, hang_up, VERBS_YIELD_NS};

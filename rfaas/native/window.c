@@ -99,7 +99,7 @@ static int carried_wait(window *w, uint32_t slot, uint64_t spin_ticks, uint64_t 
         const uint64_t now = ticks();
         if (now - start >= spin_ticks)
             break;
-        if (ticks_to_ns(now - yielded) >= YIELD_NS) {
+        if (ticks_to_ns(now - yielded) >= w->carrier->yield_ns) {
             sched_yield();
             yielded = ticks();
         }

@@ -31,6 +31,7 @@ typedef struct {
     int (*poll)(window *w); /* as window_poll */
     int (*doze)(window *w, uint64_t sleep_ns); /* sleep until something may have arrived; poll */
     void (*close)(window *w); /* before the window's memory goes */
+    uint64_t yield_ns; /* of spinning, then whoever shares the processor may run */
 } window_carrier;
 
 struct window {
