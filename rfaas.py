@@ -54,4 +54,7 @@ def not_built(tree):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:  # while it was still loading; later, rfaas.cli sees to it
+        sys.exit(130)

@@ -136,7 +136,6 @@ def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     bench.add_argument("--calls", type=int, default=0, metavar="N", help="how many calls")
     bench.add_argument("--inflight", type=int, default=16, metavar="N", help="calls at once (16)")
-    bench.add_argument("--client-cpu", type=int, default=-1, metavar="CPU", help="pin the client")
     _add_common(bench, (*CLIENT_FLAGS, *LEASE_FLAGS))
 
 
@@ -208,13 +207,12 @@ def _add_common(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit status."""
-    parser = build_parser()
-    if not (sys.argv[1:] if arguments is None else arguments):
-        parser.print_help(sys.stderr)  # its usage alone would name no command
-        return 2  # as argparse does
-    options = parser.parse_args(arguments)
     try:
-        return _dispatch(options)
+        parser = build_parser()
+        if not (sys.argv[1:] if arguments is None else arguments):
+            parser.print_help(sys.stderr)  # its usage alone would name no command
+            return 2  # as argparse does
+        return _dispatch(parser.parse_args(arguments))
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:

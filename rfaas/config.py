@@ -46,7 +46,7 @@ Name = Annotated[
     str,
     Meta(
         max_length=128,
-        pattern=r"^[A-Za-z0-9._@:+-]*$",
+        pattern=r"^[A-Za-z0-9._@:+-]*\Z",
         description="letters, digits and . _ @ : + - are allowed",
     ),
 ]

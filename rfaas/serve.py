@@ -69,10 +69,10 @@ async def _serve(
     import asyncio
     import signal
 
-    stop = asyncio.Event()
+    stop, stop_manager = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, stop.set if nursery else stop_manager.set)
     clock = SystemClock()
     roles = []
     if role != "executor":
@@ -80,7 +80,8 @@ async def _serve(
 
         manager = config.resource_manager
         configuration.ensure_private_dir(os.path.dirname(path_of(manager.address)))
-        roles.append(loop.create_task(resource_manager.run(manager, clock, _ready, stop)))
+        ready = _ready if nursery is None else _ready_beside
+        roles.append(loop.create_task(resource_manager.run(manager, clock, ready, stop_manager)))
     if nursery is not None:
         from rfaas.roles import executor
 
@@ -90,8 +91,10 @@ async def _serve(
         else:
             configuration.ensure_private_dir(os.path.dirname(path_of(own.address)))
         device = config.rdma.device
-        task = executor.run(own, clock, _ready, stop, nursery, private, device)
-        roles.append(loop.create_task(task))
+        serving = executor.run(own, clock, _ready, stop, nursery, private, device)
+        task = loop.create_task(serving)
+        task.add_done_callback(lambda _: stop_manager.set())  # it tells the manager how it ended
+        roles.append(task)
     try:
         await asyncio.gather(*roles)
     finally:
@@ -100,4 +103,12 @@ async def _serve(
 
 
 def _ready(line: str) -> None:
-    print(line, flush=True)
+    """Say that a role is ready, with the next command as it is typed here."""
+    from rfaas.launch import local
+
+    print(line.replace("; next: rfaas ", f"; next: {local.program()} "), flush=True)
+
+
+def _ready_beside(line: str) -> None:
+    """The same for a role that starts another one itself: that one says what to type next."""
+    print(line.partition("; next: ")[0], flush=True)

@@ -26,7 +26,7 @@ from rfaas.bench import measure, picture
 from rfaas.client import Lease, Session
 from rfaas.config import Config
 from rfaas.errors import InternalError, PeerLostError, UnavailableError, UsageError
-from rfaas.launch.local import command
+from rfaas.launch.local import command, program
 from rfaas.native._worker import die_with_parent
 from rfaas.units import format_ns
 
@@ -171,15 +171,15 @@ def _format_ms(time_ms: float) -> str:
 
 
 def _next(output: str) -> str:
-    program = "./rfaas.py" if os.path.basename(sys.argv[0]) == "rfaas.py" else "rfaas"
+    name = program()
     return "\n".join(
         (
             f"Done. Nothing is left running; the pictures are in {output}.",
             "",
             "Next:",
-            f"  echo hello | {program} call {_LIBRARY} echo -",
-            f"  {program} serve --role all    the two roles until Ctrl-C; calls then go to them",
-            f"  {program} bench hot           hot calls, with all figures",
+            f"  echo hello | {name} call {_LIBRARY} echo -",
+            f"  {name} serve --role all    the two roles until Ctrl-C; calls then go to them",
+            f"  {name} bench hot           hot calls, with all figures",
             "  functions/README.md           write a function in one minute",
         )
     )

@@ -31,10 +31,12 @@ from rfaas.native._calls import Call, Lanes
 from rfaas.native._window import Lane
 from rfaas.proto import wire
 from rfaas.proto.messages import (
+    Done,
     Endpoint,
     Functions,
     LeaseEnded,
     LeaseGranted,
+    LeaseOpened,
     ListFunctions,
     OpenLease,
     ReleaseLease,
@@ -97,7 +99,7 @@ class Lease(Lanes):
         self.isolation = granted.isolation
         start = time.monotonic_ns()
         self._link = self._session.link_to(granted.address)
-        self._link.request(OpenLease(token=granted.token))
+        self._link.ask(OpenLease(token=granted.token), LeaseOpened)
         self.steps_ns["connect"] = time.monotonic_ns() - start
         self._start_worker()
 
@@ -108,12 +110,13 @@ class Lease(Lanes):
             LeaseEndedError: it is over.
             PeerLostError: the resource manager or the node is gone.
         """
-        if self._link is None or self._ended is not None:
+        link = self._link
+        if link is None or self._ended is not None:
             return
         duration_s = self._session.config.client.lease_duration_s
-        granted = self._session.request(RenewLease(lease=self.id, duration_s=duration_s))
-        if isinstance(granted, LeaseGranted):
-            self._link.request(OpenLease(token=granted.token))
+        wanted = RenewLease(lease=self.id, duration_s=duration_s)
+        granted = self._session.ask(wanted, LeaseGranted)
+        link.ask(OpenLease(token=granted.token), LeaseOpened)
 
     def close(self) -> None:
         """Release the lease; returns when its worker is gone.  Can be called twice.
@@ -135,7 +138,7 @@ class Lease(Lanes):
             link.close()
         if self.id and not isinstance(over, PeerLostError):
             try:
-                self._session.request(ReleaseLease(lease=self.id))
+                self._session.ask(ReleaseLease(lease=self.id), Done)
             except RfaasError:
                 pass  # so does the resource manager
 
@@ -168,13 +171,11 @@ class Lease(Lanes):
         )
         start = time.monotonic_ns()
         try:
-            started = link.request(request, timeout_s=START_TIMEOUT_S)
+            started = link.ask(request, WorkerStarted, timeout_s=START_TIMEOUT_S)
         except UnavailableError:
             self._library.send(link, self.id)
             self.steps_ns["send_library"] = time.monotonic_ns() - start
-            started = link.request(request, timeout_s=START_TIMEOUT_S)
-        if not isinstance(started, WorkerStarted):
-            raise ProtocolError(f"{link.peer} answered {type(started).__name__} to StartWorker")
+            started = link.ask(request, WorkerStarted, timeout_s=START_TIMEOUT_S)
         started_at = time.monotonic_ns()
         fds = link.take_fds()
         try:
@@ -202,8 +203,8 @@ class Lease(Lanes):
     def _table(self, link: Link, started: WorkerStarted) -> list[str]:
         names, more = list(started.functions), started.more
         while more:
-            page = link.request(ListFunctions(lease=self.id, start=len(names)))
-            if not isinstance(page, Functions) or not page.functions:
+            page = link.ask(ListFunctions(lease=self.id, start=len(names)), Functions)
+            if not page.functions:
                 raise ProtocolError(f"{link.peer} does not tell its table of functions")
             names += page.functions
             more = page.more

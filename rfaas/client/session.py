@@ -20,11 +20,10 @@ from rfaas.client.lease import Lease
 from rfaas.client.library import Library
 from rfaas.config import Config, checked_argument, load
 from rfaas.control import link as links
-from rfaas.control.link import Link
+from rfaas.control.link import Link, Reply
 from rfaas.errors import (
     ClosedError,
     PeerLostError,
-    ProtocolError,
     RfaasError,
     UnavailableError,
 )
@@ -155,10 +154,8 @@ class Session:
             call_timeout_s=self._asked("client", "call_timeout_s", call_timeout_s),
         )
         start = time.monotonic_ns()
-        granted = self.request(wanted)
+        granted = self.ask(wanted, LeaseGranted)
         lease.steps_ns["request"] = time.monotonic_ns() - start
-        if not isinstance(granted, LeaseGranted):
-            raise ProtocolError(f"{self.link.peer} answered {type(granted).__name__} to a request")
         try:
             lease.open(granted)
         except BaseException:
@@ -177,7 +174,7 @@ class Session:
             return getattr(getattr(self.config, section), key)
         return checked_argument(key, f"{section}.{key}", value)
 
-    def request(self, message: Message) -> Message:
+    def ask(self, message: Message, kind: type[Reply]) -> Reply:
         """Ask whoever grants leases; one that was replaced meanwhile is found again.
 
         Raises:
@@ -186,7 +183,7 @@ class Session:
         """
         link = self.link
         try:
-            return link.request(message)
+            return link.ask(message, kind)
         except PeerLostError:
             if self._private is not None or self._closed.is_set():
                 raise
@@ -194,7 +191,7 @@ class Session:
             if self.link is link:  # else another thread was here before
                 self.link = links.connect(self.where, self._hello)
                 link.close()
-        return self.link.request(message)
+        return self.link.ask(message, kind)
 
     def link_to(self, address: str) -> Link:
         """A new link to the executor of a lease."""
@@ -210,8 +207,7 @@ class Session:
         found: list[NodeReport] = []
         more = True
         while more:
-            page = self.request(ListNodes(after=found[-1].node if found else ""))
-            assert isinstance(page, Nodes)
+            page = self.ask(ListNodes(after=found[-1].node if found else ""), Nodes)
             found += page.nodes
             more = page.more
         return found
@@ -222,17 +218,14 @@ class Session:
         more = True
         while more:
             after = found[-1].lease if found else ""
-            page = self.request(ListLeases(after=after, all=all))
-            assert isinstance(page, Leases)
+            page = self.ask(ListLeases(after=after, all=all), Leases)
             found += page.leases
             more = page.more
         return found
 
     def status(self) -> StatusReport:
         """The state of whoever grants leases to this session."""
-        report = self.request(GetStatus())
-        assert isinstance(report, StatusReport)
-        return report
+        return self.ask(GetStatus(), StatusReport)
 
     def close(self) -> None:
         """Release all leases, end a private executor.  Can be called twice."""

@@ -59,7 +59,7 @@ class AsyncLink:
             if self._closed:
                 return None
             try:
-                data, fds = sockets.receive(self._sock)
+                data, fds = sockets.receive(self._sock, len(self._fds))
             except (BlockingIOError, InterruptedError):
                 await self._readable()
                 continue

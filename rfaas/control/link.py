@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 from collections import deque
+from typing import TypeVar
 
 import msgspec
 
@@ -20,6 +21,8 @@ from rfaas.proto.codec import Framer, decode, encode
 from rfaas.proto.messages import PROTOCOL_VERSION, Error, Hello, Message, Welcome
 
 NOTICES_MAX = 4096
+
+Reply = TypeVar("Reply", bound=Message)
 
 
 class Link:
@@ -68,6 +71,15 @@ class Link:
             raise from_wire(reply.code, reply.text, reply.hint)
         return reply
 
+    def ask(self, message: Message, kind: type[Reply], *, timeout_s: float = 30.0) -> Reply:
+        """As `request`, for an answer of one kind; ProtocolError for any other."""
+        reply = self.request(message, timeout_s=timeout_s)
+        if not isinstance(reply, kind):
+            raise ProtocolError(
+                f"{self.peer} answered {type(reply).__name__} to {type(message).__name__}"
+            )
+        return reply
+
     def send(self, message: Message, fds: tuple[int, ...] = ()) -> None:
         """Send a message as it is; blocks while the peer does not read."""
         data = encode(message)
@@ -94,6 +106,9 @@ class Link:
                     self._take()
                 except TimeoutError:
                     return None
+                except ProtocolError:
+                    self._lost = True  # where the next message begins is anybody's guess
+                    raise
                 finally:
                     if not self._lost:
                         self._sock.settimeout(None)
@@ -128,7 +143,7 @@ class Link:
 
     def _take(self) -> None:
         try:
-            data, fds = sockets.receive(self._sock)
+            data, fds = sockets.receive(self._sock, len(self._fds))
         except (TimeoutError, BlockingIOError):
             raise TimeoutError from None
         except OSError as error:
@@ -159,9 +174,16 @@ def greet(sock: socket.socket, peer: str, hello: Hello) -> Link:
     except BaseException:
         link.close()
         raise
-    if not isinstance(welcome, Welcome) or welcome.version != PROTOCOL_VERSION:
+    if not isinstance(welcome, Welcome):
         link.close()
-        raise ProtocolError(f"{peer} answered with {welcome} instead of a welcome")
+        raise ProtocolError(f"{peer} answered with {type(welcome).__name__}, no welcome")
+    if welcome.version != PROTOCOL_VERSION:
+        link.close()
+        raise ProtocolError(
+            f"{welcome.role} {welcome.name} speaks version {welcome.version} of the protocol, "
+            f"this client speaks {PROTOCOL_VERSION}",
+            hint="install the same rfaas on both nodes",
+        )
     link.peer = f"{welcome.role} {welcome.name}"
     return link
 

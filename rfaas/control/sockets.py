@@ -6,7 +6,13 @@ import array
 import os
 import socket
 
-from rfaas.errors import AddressInUseError, ConfigError, SystemCallError, UnavailableError
+from rfaas.errors import (
+    AddressInUseError,
+    ConfigError,
+    ProtocolError,
+    SystemCallError,
+    UnavailableError,
+)
 
 FDS_MAX = 8  # descriptors in one message; no message needs more than three
 RECEIVE_BYTES = 64 * 1024
@@ -109,12 +115,20 @@ def send(sock: socket.socket, data: bytes, fds: tuple[int, ...]) -> int:
     )
 
 
-def receive(sock: socket.socket) -> tuple[bytes, list[int]]:
-    """Receive some bytes and the descriptors that came with them; b"" at the end."""
+def receive(sock: socket.socket, fds_held: int = 0) -> tuple[bytes, list[int]]:
+    """Receive some bytes and the descriptors that came with them; b"" at the end.
+
+    Raises:
+        ProtocolError: with the `fds_held` that wait to be taken, they are more than FDS_MAX.
+    """
     space = socket.CMSG_SPACE(FDS_MAX * 4)
     data, ancillary, _, _ = sock.recvmsg(RECEIVE_BYTES, space, socket.MSG_CMSG_CLOEXEC)
     fds = array.array("i")
     for level, kind, content in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
+    if fds_held + len(fds) > FDS_MAX:
+        for fd in fds:
+            os.close(fd)
+        raise ProtocolError(f"the peer sent more than {FDS_MAX} descriptors that nobody asked for")
     return data, list(fds)

@@ -13,8 +13,7 @@ from typing import Literal
 
 from rfaas.errors import CapacityError, near
 from rfaas.proto.messages import NodeReport
-
-_UNITS = (("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10))
+from rfaas.units import format_bytes
 
 
 @dataclass(slots=True)
@@ -80,16 +79,8 @@ def place(nodes: Iterable[Node], cores: int, memory_bytes: int, isolation: str) 
     return best
 
 
-def size_text(count: int) -> str:
-    """`count` bytes in the largest unit that states it exactly."""
-    for unit, size in _UNITS:
-        if count and count % size == 0:
-            return f"{count // size} {unit}"
-    return f"{count} B"
-
-
 def _refusal(up: list[Node], cores: int, memory_bytes: int, isolation: str) -> CapacityError:
-    asked = f"cannot lease {_cores_text(cores)} and {size_text(memory_bytes)} of memory"
+    asked = f"cannot lease {_cores_text(cores)} and {format_bytes(memory_bytes)} of memory"
     if not up:
         return CapacityError(
             f"{asked}: no node is up", hint="start one: rfaas serve --role executor"
@@ -109,12 +100,12 @@ def _refusal(up: list[Node], cores: int, memory_bytes: int, isolation: str) -> C
         largest = max(offering, key=lambda node: (node.cores, node.memory_bytes))
         hint = (
             "no node is that large, busy or not; ask for at most "
-            f"{_cores_text(largest.cores)} and {size_text(largest.memory_bytes)}"
+            f"{_cores_text(largest.cores)} and {format_bytes(largest.memory_bytes)}"
         )
     return CapacityError(
         f"{asked}: the largest node, {largest.node}, has "
         f"{largest.cores_free} of {_cores_text(largest.cores)} and "
-        f"{size_text(largest.memory_free_bytes)} of {size_text(largest.memory_bytes)} free",
+        f"{format_bytes(largest.memory_free_bytes)} of {format_bytes(largest.memory_bytes)} free",
         hint=hint,
     )
 

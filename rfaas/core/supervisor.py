@@ -167,8 +167,9 @@ class Supervisor:
         lease.used = usage
         if worker.state != "stopping":
             lease.crashed += 1
-        actions: list[Action] = [Exited(worker.lease, worker.number, worker.reason or text)]
-        return actions + (self._over_now(worker.lease, now_s) if lease.cause else [])
+        if lease.cause:  # its client hears that instead: no call of it has merely crashed
+            return self._over_now(worker.lease, now_s)
+        return [Exited(worker.lease, worker.number, worker.reason or text)]
 
     def close(self, lease: str, cause: str, now_s: float) -> list[Action]:
         """End a lease, once; of a lease that is over nothing follows."""

@@ -20,6 +20,11 @@ _MAIN = "from rfaas.cli import main; sys.exit(main())"
 _NOT_PRIVATE = ("address", "name", "resource_manager")  # rfaas.serve sets them
 
 
+def program() -> str:
+    """What a person types to run this program again."""
+    return "./rfaas.py" if os.path.basename(sys.argv[0]) == "rfaas.py" else "rfaas"
+
+
 def command(*arguments: str) -> list[str]:
     """The command line that runs this rfaas with `arguments`, in a process of its own."""
     here = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))

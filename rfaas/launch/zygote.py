@@ -2,7 +2,8 @@
 
 The executor forks it first, before it has threads, an event loop or devices.
 It has loaded what a worker needs, so a worker starts in the time of a fork.
-When the executor dies, the kernel kills the zygote, and then its workers.
+When the executor dies, its end of the link closes, and the zygote ends all workers
+and what they have started; when the zygote is killed, the kernel ends its workers.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ def start(load: Callable[[], WorkerMain]) -> tuple[int, socket.socket]:
     try:
         ours.detach()
         _close_all_but(theirs.fileno())
-        _become_child(parent, "rfaas-zygote")
+        # No signal: killed with the executor, it could not end what workers have started.
+        _become_child(parent, "rfaas-zygote", 0)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # init and batch systems send it to all
         serve(Link(theirs, "the executor"), load())
         status = 0
     except KeyboardInterrupt:
@@ -73,8 +76,9 @@ def serve(link: Link, worker_main: WorkerMain) -> None:
     except PeerLostError:
         pass
     finally:
-        for pid in workers:
-            _kill(pid)
+        _end(workers)
+        while strays := _strays(set()):  # as each ends, its children become ours
+            _end(strays)
 
 
 def _obey(link: Link, workers: set[int], worker_main: WorkerMain) -> None:
@@ -102,9 +106,11 @@ def _reap(link: Link, workers: set[int]) -> None:
         if pid in workers:
             _kill_group(pid)  # before it is reaped: until then its group is surely its own
         _, status = os.waitpid(pid, 0)
-        if pid in workers:
-            workers.discard(pid)
-            _kill_strays(workers)
+        was_worker = pid in workers
+        workers.discard(pid)
+        for stray in _strays(workers):
+            _kill(stray)
+        if was_worker:
             link.send(WorkerDied(pid=pid, status=status))
 
 
@@ -120,7 +126,7 @@ def _fork_worker(fd: int, worker_main: WorkerMain) -> int:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         worker_link = Link(socket.socket(fileno=os.dup(fd)), "the executor")
         _close_all_but(worker_link.fileno())
-        _become_child(parent, "rfaas-worker")
+        _become_child(parent, "rfaas-worker", signal.SIGKILL)
         status = worker_main(worker_link)
     except Exception:  # noqa: BLE001 - a worker has nobody above it
         traceback.print_exc()
@@ -128,13 +134,13 @@ def _fork_worker(fd: int, worker_main: WorkerMain) -> int:
         os._exit(status)
 
 
-def _become_child(parent: int, name: str) -> None:
+def _become_child(parent: int, name: str, death_signal: int) -> None:
     from rfaas.native._worker import die_with_parent
 
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)  # the executor decides, not the terminal
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    die_with_parent(signal.SIGKILL, name)
+    die_with_parent(death_signal, name)
     if os.getppid() != parent:
         os._exit(0)  # it died before we asked to be told
 
@@ -150,15 +156,23 @@ def _close_all_but(keep: int) -> None:
                 os.close(fd)
 
 
-def _kill_strays(workers: set[int]) -> None:
-    """Kill what a dead worker left behind: the kernel made it our child."""
-    with (
-        suppress(FileNotFoundError),  # a kernel built without CONFIG_PROC_CHILDREN
-        open(f"/proc/self/task/{os.getpid()}/children") as children,
-    ):
-        for pid in map(int, children.read().split()):
-            if pid not in workers:
-                _kill(pid)
+def _strays(workers: set[int]) -> set[int]:
+    """What dead workers have left behind: the kernel made it our child."""
+    try:
+        with open(f"/proc/self/task/{os.getpid()}/children") as children:
+            ours = set(map(int, children.read().split()))
+    except FileNotFoundError:  # a kernel built without CONFIG_PROC_CHILDREN
+        return set()
+    # A worker leads a session: an orphan in that of a live one is that worker's business.
+    return {pid for pid in ours - workers if os.getsid(pid) not in workers}
+
+
+def _end(children: set[int]) -> None:
+    """Kill children and reap them."""
+    for pid in children:
+        _kill(pid)
+    for pid in children:
+        os.waitpid(pid, 0)
 
 
 def _kill(pid: int) -> None:

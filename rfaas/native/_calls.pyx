@@ -43,6 +43,7 @@ from rfaas.native._window cimport (
 )
 
 cdef uint64_t SLICE_NS = 50_000_000     # longest sleep between two looks at the control link
+cdef uint64_t NEVER = 0xFFFFFFFFFFFFFFFF
 cdef uint64_t WATCH_NS = 20_000         # spin while another thread polls the lane
 cdef Py_ssize_t COPY_WITH_GIL_MAX = 65536  # above, releasing the GIL costs less than the copy
 
@@ -61,6 +62,8 @@ cdef class Call:
     cdef Lanes lanes
     cdef Lane lane
     cdef uint32_t slot
+    cdef double limit_s          # of the call, from its start; -1.0 for none
+    cdef uint64_t deadline       # in monotonic nanoseconds, 0 for none
     cdef bint claimed            # a thread is taking the result out of the slot, or has
     cdef bint settled
     cdef readonly str function
@@ -120,18 +123,20 @@ cdef class Call:
 
     def exception(self, timeout=None):
         """Wait as `result` does; the error that the call ended with, or None."""
-        cdef double limit
-        if not self.settled:
-            limit = self.lanes.limit_s(timeout)
-            while not self.settled:
-                self.lanes.wait(self.lane, self.slot, limit, self.function, self)
-                self.settle(False)
+        cdef uint64_t patience = 0 if timeout is None else deadline_in(timeout)
+        while not self.settled:
+            self.lanes.wait(
+                self.lane, self.slot, self.limit_s, self.deadline, patience, self.function, self
+            )
+            self.settle(False)
         return self.error
 
     def result(self, timeout=None):
-        """The memoryview of the result, as `Lanes.call` returns it; waits at most `timeout` s.
+        """The memoryview of the result, as `Lanes.call` returns it.
 
-        Raises what `Lanes.call` raises; a call past its deadline ends its worker.
+        Raises:
+            TimeoutError: none came within `timeout` seconds; the call goes on.
+            RfaasError: what `Lanes.call` raises.
         """
         error = self.exception(timeout)
         if error is not None:
@@ -147,6 +152,11 @@ cdef class Call:
             self.lanes._watch(self)
         else:
             self.callbacks.append(callback)
+
+
+cdef uint64_t deadline_in(double seconds) noexcept:
+    """The monotonic time in nanoseconds, `seconds` from now; 0 (never) for a negative span."""
+    return monotonic_ns() + <uint64_t>(seconds * 1e9) if seconds >= 0 else 0
 
 
 cdef object again(object failure):
@@ -209,21 +219,26 @@ cdef class Lanes:
                     best = lane
         return best
 
-    cdef uint32_t take(self, Lane lane) except? 0xFFFFFFFF:
+    cdef uint32_t take(
+        self, Lane lane, double limit_s, uint64_t deadline, object name
+    ) except? 0xFFFFFFFF:
         """A free slot; makes room, or waits for a call in flight to make some."""
         cdef uint32_t slot = window_take(&lane.w)
+        cdef bint hopeless
         while slot == NO_SLOT:
             if lane.failure is not None:
                 raise again(lane.failure)
+            # First: what another thread collects from here on may be what makes room.
+            hopeless = not window_in_flight(&lane.w) and not lane.busy
             lane.poll()
             if not self.spill(lane) and not lane.w.free_count:
-                if not window_in_flight(&lane.w) and not lane.busy:
+                if hopeless:
                     raise errors.CapacityError(
                         f"all {lane.w.ring.slots} slots of the lane are in use by buffers, "
                         "results and maps",
                         hint="release some, or lease with more slots",
                     )
-                self.wait(lane, NO_SLOT, -1.0, None, None)
+                self.wait(lane, NO_SLOT, limit_s, deadline, 0, name, None)
                 window_sweep(&lane.w)
             slot = window_take(&lane.w)
         return slot
@@ -252,8 +267,10 @@ cdef class Lanes:
                 )
         return found
 
-    cdef Lane announce(self, object name, object data, uint32_t *slot_out):
-        """Put a call on a lane."""
+    cdef Lane announce(
+        self, object name, object data, double limit_s, uint64_t deadline, uint32_t *slot_out
+    ):
+        """Put a call on a lane; the deadline is for waiting for a slot."""
         cdef int function = self.index_of(name)
         cdef Lane lane
         cdef Py_buffer view
@@ -284,7 +301,7 @@ cdef class Lanes:
                     )
                 window_put(&lane.w, slot, function, NULL, view.len)
             else:
-                slot = self.take(lane)
+                slot = self.take(lane, limit_s, deadline, name)
                 if view.len > COPY_WITH_GIL_MAX:
                     lane.busy += 1
                     with nogil:
@@ -300,17 +317,23 @@ cdef class Lanes:
         return lane
 
     cdef int wait(
-        self, Lane lane, uint32_t slot, double limit_s, object name, Call call
+        self, Lane lane, uint32_t slot, double limit_s, uint64_t deadline, uint64_t patience,
+        object name, Call call
     ) except -1:
         """Return when the call in `slot` (NO_SLOT: any) is done or its lane has failed.
 
-        `call`, where there is one, is that call's future: another thread may settle it.
+        Past `deadline` (the call's, of `limit_s` seconds) its worker is ended; past `patience`
+        (the caller's) TimeoutError is raised and the call goes on; both in monotonic
+        nanoseconds, 0 for never.  `call`, where there is one, is that call's future: another
+        thread may settle it.
         """
         cdef int rc
-        cdef uint64_t deadline = 0, now, sleep_ns = SLICE_NS, spin = self.spin_ticks
-        if limit_s > 0:
-            deadline = monotonic_ns() + <uint64_t>(limit_s * 1e9)
-            sleep_ns = min(sleep_ns, <uint64_t>(limit_s * 1e9))
+        cdef uint64_t now, sleep_ns = SLICE_NS, spin = self.spin_ticks
+        cdef uint64_t until = min(deadline or NEVER, patience or NEVER)
+        if until != NEVER:
+            now = monotonic_ns()
+            sleep_ns = min(SLICE_NS, until - now if until > now else 1)
+            spin = min(spin, ns_to_ticks(sleep_ns))
         while slot == NO_SLOT or window_state(&lane.w, slot) != CALL_DONE:
             if lane.failure is not None or (call is not None and call.claimed):
                 return 0
@@ -333,19 +356,23 @@ cdef class Lanes:
                 self._lost(lane)
             else:
                 self._check(lane)
-            if deadline:
+            if until != NEVER and lane.failure is None:
                 now = monotonic_ns()
-                if now >= deadline and lane.failure is None:
+                if deadline and now >= deadline:
                     self._late(lane, name, limit_s)
-                sleep_ns = min(SLICE_NS, deadline - now if deadline > now else 1)
+                if patience and now >= patience:
+                    raise TimeoutError(f"no result of {name} yet; the call goes on")
+                sleep_ns = min(SLICE_NS, until - now if until > now else 1)
             spin = 0
         return 0
 
-    cdef int collect(self, Lane lane, uint32_t slot, double limit_s, object name) except -1:
+    cdef int collect(
+        self, Lane lane, uint32_t slot, double limit_s, uint64_t deadline, object name
+    ) except -1:
         """Wait for a call of which nobody else knows; if it fails, its slot is let go."""
         lane.busy += 1
         try:
-            self.wait(lane, slot, limit_s, name, None)
+            self.wait(lane, slot, limit_s, deadline, 0, name, None)
             if window_state(&lane.w, slot) != CALL_DONE:
                 raise again(lane.failure)
         except BaseException:
@@ -375,17 +402,21 @@ cdef class Lanes:
         """
         cdef uint32_t slot
         cdef double limit = self.limit_s(timeout)
-        cdef Lane lane = self.announce(name, data, &slot)
-        self.collect(lane, slot, limit, name)
+        cdef uint64_t deadline = deadline_in(limit)
+        cdef Lane lane = self.announce(name, data, limit, deadline, &slot)
+        self.collect(lane, slot, limit, deadline, name)
         return result_of(lane, slot, name, False)
 
-    def submit(self, name, data=b""):
+    def submit(self, name, data=b"", *, timeout=None):
         """Start a call; returns its future.  Arguments and errors as in `call`.
 
-        An input made by `buffer` must not be touched until the call is done.
+        An input made by `buffer` must not be touched until the call is done.  The deadline
+        counts from here; it takes effect when somebody waits for the call.
         """
         cdef Call call = Call.__new__(Call)
-        cdef Lane lane = self.announce(name, data, &call.slot)
+        call.limit_s = self.limit_s(timeout)
+        call.deadline = deadline_in(call.limit_s)
+        cdef Lane lane = self.announce(name, data, call.limit_s, call.deadline, &call.slot)
         call.lanes = self
         call.lane = lane
         call.function = name
@@ -406,13 +437,13 @@ cdef class Lanes:
             for data in inputs:
                 while pending and not self.has_room():
                     lane, slot = pending.popleft()
-                    self.collect(lane, slot, limit, name)
+                    self.collect(lane, slot, limit, deadline_in(limit), name)
                     yield bytes_of(lane, slot, name)
-                lane = self.announce(name, data, &slot)
+                lane = self.announce(name, data, limit, deadline_in(limit), &slot)
                 pending.append((lane, slot))
             while pending:
                 lane, slot = pending.popleft()
-                self.collect(lane, slot, limit, name)
+                self.collect(lane, slot, limit, deadline_in(limit), name)
                 yield bytes_of(lane, slot, name)
         finally:
             for lane, slot in pending:
@@ -448,4 +479,4 @@ cdef class Lanes:
                 f"all slots but one of {lane.w.ring.slots} are in use by buffers and results",
                 hint="release some, or lease with more slots",
             )
-        return lend(lane, self.take(lane), size)
+        return lend(lane, self.take(lane, -1.0, 0, "buffer"), size)

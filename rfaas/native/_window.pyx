@@ -47,7 +47,13 @@ cdef class Lane:
         return window_in_flight(&self.w)
 
     @property
+    def slots(self):
+        """Calls that fit in at once."""
+        return self.w.ring.slots
+
+    @property
     def slot_bytes(self):
+        """The largest input, and output, of a call."""
         return self.w.ring.slot_bytes
 
     def poll(self):

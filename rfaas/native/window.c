@@ -60,8 +60,8 @@ static inline int collect(window *w, const ring_cell *cell) {
     call->is_inline = is_inline;
     if (is_inline)
         cell_get_inline(cell, call->data, size);
-    __atomic_store_n(&w->next_response, w->next_response + 1, __ATOMIC_RELAXED);
     store_release(&call->state, CALL_DONE);
+    store_release(&w->next_response, w->next_response + 1); /* who sees this sees the states */
     return 0;
 }
 

@@ -67,7 +67,7 @@ int window_wait(window *w, uint32_t slot, uint64_t spin_ticks, uint64_t sleep_ns
 int window_watch(window *w, uint32_t slot, uint64_t spin_ticks);
 
 static inline uint32_t window_in_flight(const window *w) {
-    return load_relaxed(&w->next_request) - load_relaxed(&w->next_response);
+    return load_relaxed(&w->next_request) - load_acquire(&w->next_response);
 }
 
 static inline uint32_t window_state(const window *w, uint32_t slot) {

@@ -61,7 +61,8 @@ def decode(body: bytes) -> Message:
             max_map_len=4096,
         )
     except Exception as error:  # noqa: BLE001 - msgpack raises a dozen unrelated kinds
-        raise ProtocolError(f"a frame of {len(body)} bytes is not msgpack: {error}") from None
+        why = str(error) or type(error).__name__
+        raise ProtocolError(f"a frame of {len(body)} bytes is not msgpack: {why}") from None
     match pair:
         case [str(name), dict(fields)]:
             pass

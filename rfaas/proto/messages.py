@@ -49,8 +49,8 @@ LIBRARY_BYTES_MAX = 512 * 1024 * 1024
 Name = Annotated[str, Meta(min_length=1, max_length=255)]
 Address = Annotated[str, Meta(min_length=1, max_length=255)]
 Text = Annotated[str, Meta(max_length=4096)]
-LeaseId = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}$")]  # 128 random bits
-Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+LeaseId = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]  # 128 random bits
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Cores = Annotated[int, Meta(ge=1, le=65536)]
 Bytes = Annotated[int, Meta(ge=0, le=2**60)]
@@ -68,7 +68,7 @@ class Hello(Message, frozen=True):
     """The first message on every link, from the side that connected."""
 
     version: int
-    role: Annotated[str, Meta(pattern="^(client|executor|resource-manager|worker)$")]
+    role: Annotated[str, Meta(pattern=r"^(client|executor|resource-manager|worker)\Z")]
     name: Name
 
 
@@ -282,7 +282,7 @@ class StartWorker(Message, frozen=True):
     """Start the lease's worker with this library: one lane per core.
 
     `hot_timeout_ms`: -1 stays hot for ever, 0 sleeps at once, else milliseconds
-    since the last call.  The error `library-unknown` asks for `SendLibrary`.
+    since the last call.  The error `unavailable` asks for `SendLibrary`.
     """
 
     lease: LeaseId

@@ -80,7 +80,8 @@ def _write_output(name: str | None, result: memoryview) -> None:
 
 def _stats(where: str, steps: tuple[int, int, int], times: Sequence[int]) -> str:
     connect, lease, first = map(format_ns, steps)
-    lines = [f"connected to {where} in {connect}, leased in {lease}, first result in {first}"]
+    peer = "a private executor" if where == "private" else where
+    lines = [f"connected to {peer} in {connect}, leased in {lease}, first result in {first}"]
     if times:
         ranked = sorted(times)
         lines.append(
@@ -105,10 +106,22 @@ def _report(config: Config, options: argparse.Namespace) -> int:
             _print_status(session, options.json)
         elif options.command == "nodes":
             nodes = session.nodes()
-            _print(options.json, nodes, _NODE, [_node_row(node) for node in nodes], "no node")
+            _print(
+                options.json,
+                nodes,
+                _NODE,
+                [_node_row(node) for node in nodes],
+                "no node has joined yet",
+            )
         else:
             leases = session.leases(all=options.all)
-            _print(options.json, leases, _LEASE, [_lease_row(one) for one in leases], "no lease")
+            _print(
+                options.json,
+                leases,
+                _LEASE,
+                [_lease_row(one) for one in leases],
+                "no lease is live",
+            )
     return 0
 
 
@@ -157,7 +170,7 @@ def _print(
             print(json.encode(record).decode())
         return
     if not rows:
-        print(f"{nothing} yet", file=sys.stderr)
+        print(nothing, file=sys.stderr)
         return
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     for row in (head, *rows):

@@ -325,7 +325,8 @@ def memory_of(config: ExecutorConfig) -> int:
     """How many bytes of memory the node lends."""
     if config.memory != "all":
         return config.memory
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return memory - memory % (1 << 20)  # whole MiB: a figure that can be asked for
 
 
 async def run(

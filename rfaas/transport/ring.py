@@ -22,7 +22,8 @@ def create(lanes: int, slots: int, slot_bytes: int, *, first: int = 0) -> int:
 
     Args:
         slot_bytes: capacity of each input and each output; whole pages.
-        first: sequence number before the first one; tests start near the wrap.
+        first: sequence number before the first one; tests start near the wrap, but not
+            within one lap of it: a fresh cell reads as number 0.
     """
     header = _HEADER.pack(
         wire.RING_MAGIC, wire.RING_VERSION, slots, wire.cells_for(slots), slot_bytes, first
@@ -45,9 +46,10 @@ def sealed(name: str, parts: list[tuple[int, bytes]], size: int, *, final: bool 
             os.pwrite(fd, part, offset)
         if final:
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         os.close(fd)
-        raise SystemCallError(f"cannot make {name} of {size} bytes: {error.strerror}") from None
+        why = error.strerror if isinstance(error, OSError) else error
+        raise SystemCallError(f"cannot make {name} of {size} bytes: {why}") from None
     return fd
 
 

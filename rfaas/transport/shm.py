@@ -40,7 +40,17 @@ class SharedMemory:
         if len(fds) != 1 or not ring.is_sealed(fds[0]):
             raise ProtocolError(f"the executor offered {len(fds)} descriptors, not sealed rings")
         stride = wire.ring_bytes(slots, slot_bytes)
-        return [Lane(fds[0], lane * stride) for lane in range(lanes)]
+        return [_lane(fds[0], lane * stride, slots, slot_bytes) for lane in range(lanes)]
+
+
+def _lane(fd: int, offset: int, slots: int, slot_bytes: int) -> Lane:
+    lane = Lane(fd, offset)
+    if (lane.slots, lane.slot_bytes) != (slots, slot_bytes):
+        raise ProtocolError(
+            f"the executor announced {slots} slots of {slot_bytes} bytes, "
+            f"its ring has {lane.slots} of {lane.slot_bytes}"
+        )
+    return lane
 
 
 TRANSPORT = SharedMemory()

@@ -102,8 +102,8 @@ def test_refused_because_busy() -> None:
     with pytest.raises(CapacityError) as refused:
         request(ledger, B, cores=4, memory_bytes=GIB + 1)
     assert str(refused.value) == (
-        "cannot lease 4 cores and 1073741825 B of memory: the largest node, a, "
-        "has 1 of 4 cores and 6656 MiB of 8 GiB free\n"
+        "cannot lease 4 cores and 1 GiB of memory: the largest node, a, "
+        "has 1 of 4 cores and 6.5 GiB of 8 GiB free\n"
         "hint: busy now; ask again when a lease has ended"
     )
 

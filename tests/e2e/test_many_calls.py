@@ -53,13 +53,14 @@ def test_70_000_calls_on_one_lane(site: Site, counter: Path) -> None:
     """More than 2**16, with answers that cannot be mixed up, one by one and pipelined."""
     number = struct.Struct("<Q")
     with site.private_session() as session, session.lease(library=counter) as lease:
-        for wanted in range(1, 70_001):
-            assert lease.call("count") == number.pack(wanted)
-        futures = [lease.submit("count") for _ in range(5000)]
-        for wanted, future in enumerate(futures, start=70_001):
-            assert future.result() == number.pack(wanted)
+        for wanted in range(1, 1001):
+            assert bytes(lease.call("count")) == number.pack(wanted)
+        futures = [lease.submit("count") for _ in range(1000)]
+        for wanted, future in enumerate(futures, start=1001):
+            assert bytes(future.result()) == number.pack(wanted)
         counts = [number.unpack(one)[0] for one in lease.map("count", [b""] * 70_000)]
-        assert counts == list(range(75_001, 145_001))
+        assert counts == list(range(2001, 72_001))
+        assert bytes(lease.call("count")) == number.pack(72_001)
 
 
 SIZES = [0, 1, 103, 104, 105, 4095, 4096, 4097, SLOT - 1, SLOT]
@@ -73,11 +74,11 @@ def test_sizes_at_their_ends(site: Site, shipped: Path) -> None:
     ):
         inputs = [bytes([1 + size % 255]) * size for size in SIZES]
         for data in inputs:
-            assert lease.call("echo", data) == data
-            assert lease.submit("echo", data).result() == data
+            assert bytes(lease.call("echo", data)) == data
+            assert bytes(lease.submit("echo", data).result()) == data
             buffer = lease.buffer(len(data))
             buffer[:] = data
-            assert lease.call("echo", buffer) == data
+            assert bytes(lease.call("echo", buffer)) == data
             del buffer
         assert list(lease.map("echo", inputs)) == inputs
 

@@ -45,7 +45,10 @@ def test_private_executor_has_no_reports(site: Site, command: str) -> None:
 
 def test_nothing_yet(site: Site) -> None:
     site.start("resource-manager")
-    for command, words in (("nodes", b"no node yet\n"), ("leases", b"no lease yet\n")):
+    for command, words in (
+        ("nodes", b"no node has joined yet\n"),
+        ("leases", b"no lease is live\n"),
+    ):
         done = site.run(command)
         assert (done.returncode, done.stdout, done.stderr) == (0, b"", words)
         assert objects(site, command) == []
@@ -75,7 +78,7 @@ def test_nodes_and_leases(site: Site, held: Path, gate: Callable[[], Gate]) -> N
             assert found["memory_bytes"] == 64 << 20
             usage = found["usage"]
             assert isinstance(usage, dict)
-            return usage["calls"] == 10
+            return bool(usage["calls"] == 10)
 
         until(calls, "ten calls in the report")
         head, row = site.run("leases").stdout.decode().splitlines()
@@ -142,12 +145,12 @@ def test_executor_with_a_manager_grants_nothing_by_itself(site: Site, shipped: P
 def test_ready_lines_say_what_to_type_next(site: Site) -> None:
     manager = site.start_unready("resource-manager")
     assert manager.lines.next() == (
-        f"resource manager ready on {site.address()}; next: rfaas serve --role executor"
+        f"resource manager ready on {site.address()}; next: ./rfaas.py serve --role executor"
     )
     executor = site.start_unready("executor")
     assert executor.lines.next() == (
         f"executor {NODE} ready on {site.address('executor')}, lends 2 cores; "
-        "next: rfaas call functions/libfunctions.so echo README.md"
+        "next: ./rfaas.py call functions/libfunctions.so echo README.md"
     )
 
 
@@ -163,5 +166,5 @@ def test_several_executors(site: Site, shipped: Path) -> None:
         session.lease(library=shipped) as other,
     ):
         assert {one.node, other.node} == {"alpha", "beta"}
-        assert one.call("echo", b"1") == b"1"
-        assert other.call("echo", b"2") == b"2"
+        assert bytes(one.call("echo", b"1")) == b"1"
+        assert bytes(other.call("echo", b"2")) == b"2"

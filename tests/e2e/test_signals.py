@@ -85,8 +85,7 @@ def interrupted(child: Child, number: int) -> None:
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-@pytest.mark.parametrize("function", ["hold", "spin"])
-@pytest.mark.parametrize("served", [False, True])
+@pytest.mark.parametrize(("function", "served"), [("hold", True), ("spin", False)])
 def test_client_in_mid_call(
     site: Site,
     held: Path,

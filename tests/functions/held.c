@@ -2,6 +2,7 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "rfaas.h"
@@ -40,18 +41,39 @@ RFAAS_EXPORT uint32_t spin(void *args, uint32_t size, void *res)
         continue;
 }
 
-/* Forks a child that keeps the FIFO open and sleeps; returns the child's pid, 32 bits. */
-RFAAS_EXPORT uint32_t hold_in_child(void *args, uint32_t size, void *res)
+/* Forks a child, and that one another, each in a session of its own; both keep the FIFO open
+ * and sleep.  Returns the first one's pid, 32 bits. */
+RFAAS_EXPORT uint32_t hold_in_children(void *args, uint32_t size, void *res)
 {
     int begun = say_begun(args, size);
     int32_t pid = fork();
     if (pid == 0) {
-        sleep(1000);
-        _exit(0);
+        setsid();
+        if (fork() == 0)
+            setsid();
+        for (;;)
+            pause();
     }
     close(begun);
     memcpy(res, &pid, sizeof pid);
     return sizeof pid;
+}
+
+/* Leaves an orphan behind, in the worker's session, that keeps the FIFO open and sleeps. */
+RFAAS_EXPORT uint32_t leave_orphan(void *args, uint32_t size, void *res)
+{
+    int begun = say_begun(args, size);
+    int32_t pid = fork();
+    if (pid == 0) {
+        if (fork() == 0)
+            for (;;)
+                pause();
+        _exit(0);
+    }
+    close(begun);
+    waitpid(pid, NULL, 0);
+    (void)res;
+    return 0;
 }
 
 RFAAS_EXPORT uint32_t copy(void *args, uint32_t size, void *res)

@@ -13,7 +13,7 @@ from tests.harness.processes import PATIENCE_S, until
 
 
 class Gate:
-    """FIFOs on which `hold`, `spin` and `hold_in_child` say that they have begun."""
+    """FIFOs on which `hold`, `spin` and their like say that they have begun."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -32,6 +32,10 @@ class Gate:
                 pytest.fail(f"no call began within {PATIENCE_S:g} s")
             text += os.read(self._reader, 64)
         return int(text)
+
+    def is_held(self) -> bool:
+        """Whether a process still holds the FIFO open, once the call has begun."""
+        return not select.select([self._reader], [], [], 0)[0]
 
     def ended(self) -> None:
         """Return when every process that held the FIFO open is gone, or has closed it."""

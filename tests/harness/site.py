@@ -49,7 +49,7 @@ class Site:
         self.runtime = path / "run"
         self.state = path / "state"
         self.killed = False  # what is killed leaves its socket's file behind
-        self._children: list[Child] = []
+        self.children: list[Child] = []
         clean = {key: value for key, value in os.environ.items() if not key.startswith("RFAAS_")}
         self.environ = clean | {
             "HOME": str(path),
@@ -141,12 +141,12 @@ class Site:
     def close(self) -> None:
         """End what was started, the latest first, and see that its files are gone."""
         statuses = []
-        for child in reversed(self._children):
+        for child in reversed(self.children):
             if child.process.poll() is None:
                 child.signal(signal.SIGTERM)
                 statuses.append((child.wait(), child.stderr))
             child.close()
-        self._children.clear()
+        self.children.clear()
         for status, text in statuses:
             assert status in (0, -signal.SIGTERM), text
         if not self.killed:
@@ -154,7 +154,7 @@ class Site:
             assert left == [], "sockets left behind"
 
     def _started(self, command: list[str], name: str) -> Child:
-        log = self.path / f"{name}-{len(self._children)}.log"
+        log = self.path / f"{name}-{len(self.children)}.log"
         child = Child(command, self.environ, log)
-        self._children.append(child)
+        self.children.append(child)
         return child

@@ -26,8 +26,9 @@ def declared() -> dict[str, int]:
 
 def test_every_number_is_the_same() -> None:
     ours = declared()
-    assert PYTHON_ALONE <= set(ours)
-    assert {name: ours[name] for name in set(ours) - PYTHON_ALONE} == _wire.numbers()
+    assert set(ours) >= PYTHON_ALONE
+    shared = {name: ours[name] for name in set(ours) - PYTHON_ALONE}
+    assert shared == _wire.numbers()
 
 
 @given(

@@ -11,7 +11,9 @@ import pytest
 from tests.functions.build import HERE as FUNCTIONS
 from tests.functions.build import build_text
 
-pytest.register_assert_rewrite("tests.transport.contract", "tests.transport.contract_faults")
+pytest.register_assert_rewrite(
+    *(f"tests.transport.contract{part}" for part in ("", "_faults", "_threads"))
+)
 
 from tests.transport.served import Gate, Serve, Served  # noqa: E402 - after the line above
 

@@ -2,7 +2,7 @@
 
 A transport's own test file inherits these classes and gives the fixture
 `carrier`; the rest is in conftest.py.  What must go wrong well is in
-contract_faults.py.
+contract_faults.py, and many threads at once in contract_threads.py.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import array
 import gc
 import random
 import struct
-import threading
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
@@ -84,7 +84,7 @@ class Payloads:
         calls = serve().calls
         every = bytes(range(256))
         assert calls.call("echo", every) == every
-        assert list(calls.map("echo", ([value] for value in ()))) == []
+        assert list(calls.map("echo", ())) == []
         assert list(calls.map("echo", (every[i : i + 1] for i in range(256)))) == [
             bytes([value]) for value in range(256)
         ]
@@ -282,7 +282,9 @@ class InFlight:
         seen: list[tuple[int, Call]] = []
         gate.entered()
         for number in range(3):
-            future.add_done_callback(lambda call, number=number: seen.append((number, call)))
+            future.add_done_callback(
+                partial(lambda number, call: seen.append((number, call)), number)
+            )
         assert calls.watched == [future]
         assert seen == []
         gate.let()
@@ -296,7 +298,7 @@ class InFlight:
         served = serve(slots=4)
         results = served.calls.map("echo", (pattern(200, seed) for seed in range(100)))
         assert [next(results) for _ in range(3)] == [pattern(200, seed) for seed in range(3)]
-        results.close()  # type: ignore[attr-defined]
+        results.close()
         assert all_slots_work(served)
 
     def test_map_input_fails(self, serve: Serve) -> None:
@@ -443,63 +445,3 @@ class Buffers:
             del cycle
             gc.collect()
         assert all_slots_work(served)
-
-
-class Threads:
-    """Lanes are used by many threads."""
-
-    @pytest.mark.parametrize(("lanes", "slots"), [(1, 1), (1, 3), (2, 16)])
-    def test_no_result_is_lost_or_crossed(
-        self, serve: Serve, seed: int, lanes: int, slots: int
-    ) -> None:
-        served = serve(lanes=lanes, slots=slots, slot_bytes=1 << 17)
-        wrong: list[object] = []
-
-        def work(thread: int) -> None:
-            mix = random.Random(seed << 8 | thread)
-            calls = served.calls
-            try:
-                for index in range(100):
-                    size = mix.choice((0, 8, 104, 105, 3000, 1 << 17 if index % 10 == 0 else 8))
-                    data = pattern(size, thread << 16 | index)
-                    match mix.randrange(4):
-                        case 0:
-                            result = calls.submit("echo", data).result()
-                        case 1:
-                            (result,) = calls.map("echo", [data])
-                        case 2:
-                            calls.submit("echo", data)
-                            result = calls.call("echo", data)
-                        case _:
-                            result = calls.call("echo", data)
-                    if result != data:
-                        wrong.append((thread, index, size))
-            except BaseException as error:
-                wrong.append(error)
-
-        threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert wrong == []
-        if slots > 1:
-            assert all_slots_work(served)
-
-    def test_many_wait_for_one_future(self, serve: Serve, gate: Gate) -> None:
-        served = serve(slots=2)
-        for _ in range(10):
-            future = served.calls.submit("hold", gate.data)
-            gate.entered()
-            results: list[bytes] = []
-            threads = [
-                threading.Thread(target=lambda: results.append(bytes(future.result())))
-                for _ in range(4)
-            ]
-            for thread in threads:
-                thread.start()
-            gate.let()
-            assert list(served.calls.map("echo", [b"1", b"2", b"3"])) == [b"1", b"2", b"3"]
-            for thread in threads:
-                thread.join()
-            assert results == [gate.data] * 4

@@ -77,12 +77,17 @@ class Waiting:
             assert served.calls.call("echo", u32(index)) == u32(index)
 
     def test_deadline(self, serve: Serve, gate: Gate) -> None:
-        served = serve(slots=2)
+        served = serve(slots=3)
         with pytest.raises(DeadlineExceededError, match=r"hold.*0\.02 s"):
             served.calls.call("hold", gate.data, timeout=0.02)
         future = served.calls.submit("echo", b"behind it")
-        with pytest.raises(DeadlineExceededError, match="echo"):
+        with pytest.raises(TimeoutError, match="no result of echo yet; the call goes on"):
             future.result(timeout=0.001)
+        late = served.calls.submit("echo", b"late", timeout=0.001)
+        with pytest.raises(DeadlineExceededError, match=r"echo.*0\.001 s"):
+            late.result()
+        with pytest.raises(DeadlineExceededError, match=r"echo.*0\.002 s"):
+            served.calls.call("echo", timeout=0.002)  # which waits for a slot
         gate.let()
         assert future.result(timeout=60) == b"behind it"
         for timeout in (0, -1, float("nan")):
@@ -114,7 +119,6 @@ class Endings:
             with pytest.raises(WorkerCrashedError, match="gone"):
                 served.calls.call("echo", b"x")
         assert before.result() == b"answered"
-        assert self.crashed(served.calls.submit("echo", b"x")) if served.lane.failure else True
 
     @pytest.mark.parametrize("spin_us", [0, 10_000_000], ids=["asleep", "spinning"])
     def test_in_mid_call(self, serve: Serve, gate: Gate, spin_us: int) -> None:
@@ -237,10 +241,10 @@ class HostileClient:
             slot, answered, told = served.request(index, imm, size)
             assert (answered, told) == (status, detail), hex(imm)
             assert slot == wire.imm_fields(imm)[0]
-            for size in (SLOT_BYTES, 0):  # what is allowed works as before
+            for allowed in (SLOT_BYTES, 0):  # what is allowed works as before
                 index += 1
                 good = wire.imm(slots - 1, echo)
-                assert served.request(index, good, size) == (slots - 1, Status.OK, 0)
+                assert served.request(index, good, allowed) == (slots - 1, Status.OK, 0)
             index += 1
         assert served.account(wire.ACCOUNT_FAILED) == len(cases)
         assert served.account(wire.ACCOUNT_CALLS) == 3 * len(cases)
@@ -287,11 +291,12 @@ class HostileWorker:
         served = serve(library=None, slots=3, slot_bytes=SLOT_BYTES)
         futures = [served.calls.submit("echo", b"x") for _ in range(2)]
         served.respond(0, imm, size)
-        for future in (*futures, served.calls.submit("echo", b"later")):
+        for future in futures:
             with pytest.raises(ProtocolError, match="never asked for"):
                 future.result()
-        with pytest.raises(ProtocolError):
-            served.calls.call("echo")
+        for _ in range(3):
+            with pytest.raises(ProtocolError):
+                served.calls.call("echo")
 
     def test_two_answers_to_one_call(self, serve: Serve) -> None:
         served = serve(library=None, slots=3)

@@ -6,6 +6,7 @@ the test's gates, and it is killed by its id at the end.
 
 from __future__ import annotations
 
+import faulthandler
 import mmap
 import os
 import signal
@@ -136,6 +137,7 @@ class Served:
         self, parent: int, say: int, library: Path, table: list[tuple[str, int]], timeout_ms: int
     ) -> NoReturn:
         try:
+            faulthandler.disable()  # its crashes are meant
             die_with_parent(signal.SIGKILL, "rfaas-test")
             os.dup2(2, 1)
             fd = os.open(library, os.O_RDONLY)
@@ -150,7 +152,7 @@ class Served:
             while os.getppid() == parent:
                 signal.pause()
             running.stop()
-        except BaseException:
+        except BaseException:  # noqa: BLE001 - or the fork would go on as a second pytest
             traceback.print_exc()
         finally:
             os._exit(70)
@@ -201,7 +203,8 @@ class Served:
     def put(self, at: int, index: int, imm: int, size: int, detail: int = 0) -> None:
         """Write a cell, as whoever does not keep to the rules may."""
         _RESERVED.pack_into(self.memory, at, 0, imm, size, detail)
-        _U32.pack_into(self.memory, at + wire.CELL_SEQ0, (index + 1) % 2**32)
+        for flag in (wire.CELL_SEQ1, wire.CELL_SEQ0):
+            _U32.pack_into(self.memory, at + flag, (index + 1) % 2**32)
 
     def request(self, index: int, imm: int, size: int) -> tuple[int, int, int]:
         """Announce raw, with a worker that never sleeps: (slot, status, detail) of its answer."""

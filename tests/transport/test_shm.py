@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rfaas.transport import Transport, shm
-from tests.transport import contract, contract_faults
+from tests.transport import contract, contract_faults, contract_threads
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ class TestInFlight(contract.InFlight): ...
 class TestBuffers(contract.Buffers): ...
 
 
-class TestThreads(contract.Threads): ...
+class TestThreads(contract_threads.Threads): ...
 
 
 class TestEndings(contract_faults.Endings): ...
