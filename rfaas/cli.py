@@ -184,7 +184,8 @@ def _add_diagnosis(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     doctor.add_argument(
         "--need", choices=("shm", "verbs", "sandbox"), default="shm", help="what must work (shm)"
     )
-    _add_common(doctor, (LEASE_FLAGS[3], LEASE_FLAGS[4]))
+    window = [flag for flag in LEASE_FLAGS if flag[1] in ("lane.slots", "lane.slot_bytes")]
+    _add_common(doctor, window)
 
 
 def _add_common(

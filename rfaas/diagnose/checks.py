@@ -360,6 +360,8 @@ def memlock(facts: Facts, wants: Wants) -> Iterator[Finding]:
         blocks=("verbs",),
         mend=[
             raise_it,
+            # Daemons do not read limits.d: neither ours nor slurmd, whose jobs have its limits.
+            "LimitMEMLOCK=infinity    # in the [Service] of a systemd unit, slurmd's too",
             *([f"or smaller slots: --set lane.slot_bytes={slot_bytes}"] if slot_bytes else []),
         ],
     )

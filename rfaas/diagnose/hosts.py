@@ -30,6 +30,8 @@ def expand(text: str) -> list[str]:
         UsageError: not such a list, or longer than HOSTS_MAX.
     """
     found = []
+    if text.count("[") != len(re.findall(r"\[[^\[\]]*\]", text)):
+        raise UsageError(f"--hosts: a bracket is not closed: {text!r}")
     for part in re.findall(r"(?:[^,\[\]]|\[[^\[\]]*\])+", text):
         for host in _expanded(part.strip()):
             if not re.fullmatch(r"[A-Za-z0-9_.:@][A-Za-z0-9_.:@-]*", host):
