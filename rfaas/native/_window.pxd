@@ -6,6 +6,7 @@ cdef extern from "ring.h" nogil:
     ctypedef struct ring_header:
         uint32_t state
         uint32_t worker_sleeps
+        uint32_t client_sleeps
 
     ctypedef struct ring_map:
         ring_header *header

@@ -56,6 +56,11 @@ cdef class Lane:
         """The largest input, and output, of a call."""
         return self.w.ring.slot_bytes
 
+    @property
+    def client_sleeps(self):
+        """Whether a thread of ours sleeps until a result comes."""
+        return bool(self.w.ring.header.client_sleeps)
+
     def poll(self):
         """Collect what has arrived, unless another thread is at it."""
         if not self.polling and window_poll(&self.w) < 0 and self.failure is None:

@@ -79,11 +79,18 @@ static int doze(window *w, uint64_t sleep_ns) {
     int collected = poll_results(w); /* arming and then looking once more loses none */
     if (!collected && !load_relaxed(&link->broken)) {
         if (verbs_doze(link, link->events->fd, sleep_ns))
-            verbs_events(link);
+            verbs_events(link); /* and `poll_results` sees what it has found */
         collected = poll_results(w); /* what came before the end */
     }
     store_release(&w->ring.header->client_sleeps, 0);
     return collected;
+}
+
+/* A worker that dies says so by an event alone: our own queues are well. */
+static void look(window *w) {
+    verbs_events(link_of(w));
+    if (load_relaxed(&link_of(w)->broken))
+        end(w);
 }
 
 static void hang_up(window *w) {
@@ -92,4 +99,4 @@ static void hang_up(window *w) {
     w->carried_by = NULL;
 }
 
-const window_carrier verbs_carrier = {put, poll_results, doze, hang_up, VERBS_YIELD_NS};
+const window_carrier verbs_carrier = {put, poll_results, doze, look, hang_up, VERBS_YIELD_NS};

@@ -100,6 +100,7 @@ static int carried_wait(window *w, uint32_t slot, uint64_t spin_ticks, uint64_t 
         if (now - start >= spin_ticks)
             break;
         if (ticks_to_ns(now - yielded) >= w->carrier->yield_ns) {
+            w->carrier->look(w);
             sched_yield();
             yielded = ticks();
         }

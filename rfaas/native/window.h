@@ -30,6 +30,7 @@ typedef struct {
     void (*put)(window *w, uint32_t slot, uint32_t function, const void *data, uint32_t size);
     int (*poll)(window *w); /* as window_poll */
     int (*doze)(window *w, uint64_t sleep_ns); /* sleep until something may have arrived; poll */
+    void (*look)(window *w);  /* whether the worker has gone; each `yield_ns` of a spin */
     void (*close)(window *w); /* before the window's memory goes */
     uint64_t yield_ns; /* of spinning, then whoever shares the processor may run */
 } window_carrier;
