@@ -121,7 +121,10 @@ def clock(facts: Facts, wants: Wants) -> Iterator[Finding]:
     text = f"clock source {facts.clock_source or 'unknown'}"
     if facts.clock_source and facts.clock_source not in CLOCKS:
         text += ", which takes a system call to read"
-        mend.append("echo tsc >/sys/devices/system/clocksource/clocksource0/current_clocksource")
+        better = next((name for name in CLOCKS if name in facts.clock_sources), "")
+        if better:
+            file = "/sys/devices/system/clocksource/clocksource0/current_clocksource"
+            mend.append(f"echo {better} >{file}")
     if facts.is_clock_synchronised is False:
         text += "; not synchronised (leases count on each node's own clock; logs will differ)"
         mend.append("systemctl enable --now chrony")

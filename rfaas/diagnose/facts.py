@@ -26,6 +26,7 @@ MODULES = {  # what is there where the module is, built in or loaded
     "rdma_ucm": "/sys/class/misc/rdma_cm",
     "rdma_rxe": "/sys/module/rdma_rxe",
 }
+CLOCKS = "/sys/devices/system/clocksource/clocksource0"
 CAP_IPC_LOCK = 14  # linux/capability.h
 TIME_ERROR = 5  # adjtimex(2): the clock is not synchronised
 LANDLOCK_CREATE_RULESET = 444  # linux/landlock.h; the number is the same everywhere
@@ -66,7 +67,8 @@ def gather() -> Facts:
         huge_pages=huge.get("HugePages_Total", 0),
         huge_pages_free=huge.get("HugePages_Free", 0),
         huge_page_bytes=huge.get("Hugepagesize", 0) * 1024,
-        clock_source=_read("/sys/devices/system/clocksource/clocksource0/current_clocksource"),
+        clock_source=_read(f"{CLOCKS}/current_clocksource"),
+        clock_sources=_read(f"{CLOCKS}/available_clocksource").split(),
         is_clock_synchronised=libc.adjtimex(ctypes.create_string_buffer(TIMEX_BYTES)) != TIME_ERROR,
         cgroup=read_cgroup(_read("/proc/self/cgroup"), _read("/proc/self/mountinfo")),
         user_namespace_error=_user_namespace_error(),

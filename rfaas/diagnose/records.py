@@ -131,6 +131,7 @@ class Facts(Record, frozen=True, kw_only=True):
     huge_pages_free: int = 0
     huge_page_bytes: int = 0
     clock_source: str = ""
+    clock_sources: list[str] = []  # that could be taken instead
     is_clock_synchronised: bool | None = None
     cgroup: Cgroup = Cgroup(kind="none")
     user_namespace_error: str = ""  # "": they can be made

@@ -37,7 +37,11 @@ def test_facts_are_kept_as_json() -> None:
         ({"shm_bytes_free": 1 << 20}, "shared memory", (), "1 MiB free", "remount,size"),
         ({"cores": 1}, "cores", (), "take turns", "hot_timeout_ms"),
         ({"governors": ["powersave"]}, "cores", (), "powersave", "cpupower"),
-        ({"clock_source": "hpet"}, "clock", (), "hpet", "current_clocksource"),
+        (
+            *({"clock_source": "hpet", "clock_sources": ["tsc", "hpet"]}, "clock", ()),
+            *("hpet", "echo tsc >/sys"),
+        ),
+        ({"clock_source": "hpet", "clock_sources": ["hpet"]}, "clock", (), "system call", ""),
         ({"is_clock_synchronised": False}, "clock", (), "not synchronised", "chrony"),
         ({"huge_pages_free": 0}, "huge pages", (), "none free", "vm.nr_hugepages=256"),
         (
