@@ -13,6 +13,7 @@ What comes from where:
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -112,6 +113,8 @@ def _port(port: Path, device: Path, netdevs: dict[str, netlink.Interface]) -> Po
     below = [entry.name for entry in sorted(_entries(device / "device/net"))]
     netdev = next((gid.netdev for gid in gids if gid.netdev), "") or next(iter(below), "")
     interface = netdevs.get(netdev)
+    if interface and gids and not _is_of(interface, gids):
+        interface = None  # of that name, but another's: names are unique in a namespace only
     lid = _read(port / "lid")
     return Port(
         number=int(port.name),
@@ -126,6 +129,20 @@ def _port(port: Path, device: Path, netdevs: dict[str, netlink.Interface]) -> Po
         gids=gids,
         lid=int(lid, 16) if lid else 0,
     )
+
+
+def _is_of(interface: netlink.Interface, gids: list[Gid]) -> bool:
+    """Whether an Ethernet port's GIDs are the interface's: they are made of its addresses."""
+    if not any(gid.netdev for gid in gids):
+        return True  # InfiniBand: they are the card's own
+    own = {
+        ipaddress.ip_address(text) for text in (*interface.addresses, interface.link_local) if text
+    }
+    for gid in gids:
+        address = ipaddress.IPv6Address(gid.gid)
+        if (address.ipv4_mapped or address) in own:
+            return True
+    return False
 
 
 def _with_limits(device: Device) -> Device:

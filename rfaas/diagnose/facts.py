@@ -26,6 +26,7 @@ MODULES = {  # what is there where the module is, built in or loaded
     "rdma_ucm": "/sys/class/misc/rdma_cm",
     "rdma_rxe": "/sys/module/rdma_rxe",
 }
+BUILT_IN = {"rdma_rxe": b" rxe_newlink"}  # a function of those that have no sign of their own
 CLOCKS = "/sys/devices/system/clocksource/clocksource0"
 CAP_IPC_LOCK = 14  # linux/capability.h
 TIME_ERROR = 5  # adjtimex(2): the clock is not synchronised
@@ -141,7 +142,18 @@ def _module(name: str, sign: str) -> str:
         return "there"
     folder = f"/lib/modules/{os.uname().release}"
     known = _read(f"{folder}/modules.dep") + _read(f"{folder}/modules.builtin")
-    return "loadable" if f"/{name}.ko" in known else "absent"
+    if f"/{name}.ko" in known:
+        return "loadable"
+    if name in BUILT_IN and BUILT_IN[name] in _symbols():
+        return "there"
+    return "absent"
+
+
+def _symbols() -> bytes:
+    try:
+        return Path("/proc/kallsyms").read_bytes()
+    except OSError:
+        return b""
 
 
 def _library_error(name: str) -> str:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 RTM_GETLINK, RTM_GETADDR = 18, 22
 NLM_F_REQUEST, NLM_F_DUMP = 1, 0x300
 NLMSG_ERROR, NLMSG_DONE = 2, 3
-IFLA_IFNAME, IFA_ADDRESS, IFA_LOCAL = 3, 1, 2
+IFLA_ADDRESS, IFLA_IFNAME, IFA_ADDRESS, IFA_LOCAL = 1, 3, 1, 2
 IFF_UP = 1
 _HEADER = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
 _LINK = struct.Struct("=BxHiII")  # ifinfomsg: family, type, index, flags, change
@@ -30,6 +30,7 @@ class Interface:
 
     name: str
     is_up: bool
+    link_local: str  # that which follows from its hardware address; "" without one
     addresses: list[str]
 
 
@@ -39,8 +40,10 @@ def interfaces() -> dict[str, Interface]:
     try:
         for body in _dump(RTM_GETLINK):
             _, _, index, flags, _ = _LINK.unpack_from(body)
-            name = _attributes(body, _LINK.size).get(IFLA_IFNAME, b"").rstrip(b"\0").decode()
-            found[index] = Interface(name, bool(flags & IFF_UP), [])
+            attributes = _attributes(body, _LINK.size)
+            name = attributes.get(IFLA_IFNAME, b"").rstrip(b"\0").decode()
+            local = link_local(attributes.get(IFLA_ADDRESS, b""))
+            found[index] = Interface(name, bool(flags & IFF_UP), local, [])
         for body in _dump(RTM_GETADDR):
             _, _, _, _, index = _ADDRESS.unpack_from(body)
             attributes = _attributes(body, _ADDRESS.size)
@@ -50,6 +53,14 @@ def interfaces() -> dict[str, Interface]:
     except OSError:
         return {}
     return {interface.name: interface for interface in found.values()}
+
+
+def link_local(mac: bytes) -> str:
+    """fe80:: with the interface identifier of a hardware address: RFC 4291, appendix A."""
+    if len(mac) != 6:
+        return ""
+    identifier = bytes([mac[0] ^ 2, *mac[1:3], 0xFF, 0xFE, *mac[3:]])
+    return str(ipaddress.IPv6Address(b"\xfe\x80" + bytes(6) + identifier))
 
 
 def _dump(kind: int) -> Iterator[bytes]:

@@ -83,6 +83,11 @@ def test_without_a_device_one_is_made_in_software() -> None:
     assert finding.mend == ["modprobe rdma_rxe", "rdma link add rxe0 type rxe netdev eno1"]
 
 
+def test_a_module_that_is_there_is_not_loaded() -> None:
+    finding = only("device", facts(devices=[], netdevs=[], modules={"rdma_rxe": "there"}))
+    assert finding.mend == ["rdma link add rxe0 type rxe netdev eth0"]
+
+
 def test_without_the_module_the_guest_is_named() -> None:
     finding = only("device", facts(devices=[], modules={"rdma_rxe": "absent"}))
     assert "6.1.0-40-amd64" in finding.mend[0]

@@ -90,6 +90,37 @@ def test_interfaces_have_their_addresses() -> None:
     assert "127.0.0.1" in found["lo"].addresses
 
 
+def test_link_local_addresses() -> None:
+    assert netlink.link_local(bytes.fromhex("7246 1cf8 fe8c")) == "fe80::7046:1cff:fef8:fe8c"
+    assert netlink.link_local(b"") == ""
+
+
+def test_an_interface_of_the_same_name_elsewhere(
+    sysfs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In another network namespace an interface may be called the same."""
+    port = sysfs / "infiniband/siw0/ports/1"
+    for name, text in {
+        "gids/0": "fe80:0000:0000:0000:7046:1cff:fef8:fe8c",
+        "gids/1": "0000:0000:0000:0000:0000:ffff:0a00:0001",
+        "gid_attrs/ndevs/0": "eth0",
+        "gid_attrs/ndevs/1": "eth0",
+    }.items():
+        (port / name).parent.mkdir(parents=True, exist_ok=True)
+        (port / name).write_text(text)
+    monkeypatch.setattr(devices, "SYSFS", sysfs)
+    for local, addresses, is_here in (
+        ("fe80::7046:1cff:fef8:fe8c", [], True),
+        ("fe80::1", ["10.0.0.1"], True),
+        ("fe80::1", ["10.0.0.2"], False),
+    ):
+        interfaces = {"eth0": netlink.Interface("eth0", True, local, addresses)}
+        monkeypatch.setattr(netlink, "interfaces", lambda found=interfaces: found)
+        _, siw = devices.find_devices(sysfs, with_limits=False)
+        assert siw.ports[0].is_netdev_here is is_here
+        assert siw.ports[0].addresses == (addresses if is_here else [])
+
+
 V1 = "4:memory:/job\n3:cpu,cpuacct:/job\n1:name=systemd:/\n0::/\n"
 V1_MOUNTS = """\
 30 25 0:26 / {}/memory rw - cgroup cgroup rw,memory

@@ -6,7 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -15,15 +17,20 @@ from tests.harness.processes import PATIENCE_S, Child
 TREE = Path(__file__).resolve().parents[2]
 RUN = TREE / "packaging/softroce/run"
 KERNEL = Path(os.environ.get("RFAAS_UML_KERNEL") or TREE / "build/softroce/linux-uml")
+Test = TypeVar("Test", bound=Callable[..., object])
 EXIT_TIMEOUT, EXIT_MACHINE_FAILED = 124, 125
 
-pytestmark = [
-    pytest.mark.rdma_guest,
-    pytest.mark.skipif(
-        not os.access(KERNEL, os.X_OK) or "RFAAS_GUEST" in os.environ,
-        reason="no kernel for a guest; `make softroce` builds one",
-    ),
-]
+needs_kernel = pytest.mark.skipif(
+    not os.access(KERNEL, os.X_OK) or "RFAAS_GUEST" in os.environ,
+    reason="no kernel for a guest; `make softroce` builds one",
+)
+pytestmark = [pytest.mark.rdma_guest, needs_kernel]
+
+
+def with_guest(test: Test) -> Test:
+    """What this module's tests are marked with, for those of another."""
+    marked: Test = pytest.mark.rdma_guest(needs_kernel(test))
+    return marked
 
 
 def guest(*words: str | Path) -> subprocess.CompletedProcess[str]:
