@@ -106,7 +106,8 @@ def test_packets_take_the_cable(rdma_ends: Ends) -> None:
     def packets(end: End) -> int:
         return int(Path(f"/sys/class/net/{end.netdev}/statistics/tx_packets").read_text())
 
-    assert rdma_ends[0].netdev != rdma_ends[1].netdev
+    if rdma_ends[0] == rdma_ends[1]:
+        pytest.skip("one device alone: packets to itself take no cable")
     before = [packets(end) for end in rdma_ends]
     exchange(*rping(rdma_ends[1], rdma_ends[0]))
     assert all(packets(end) - had > 6 for end, had in zip(rdma_ends, before, strict=True))

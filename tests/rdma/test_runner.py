@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,9 +21,12 @@ KERNEL = Path(os.environ.get("RFAAS_UML_KERNEL") or TREE / "build/softroce/linux
 Test = TypeVar("Test", bound=Callable[..., object])
 EXIT_TIMEOUT, EXIT_MACHINE_FAILED = 124, 125
 
+TOOLS = ("rdma", "rping", "ib_write_lat", "ibv_devinfo")
 needs_kernel = pytest.mark.skipif(
-    not os.access(KERNEL, os.X_OK) or "RFAAS_GUEST" in os.environ,
-    reason="no kernel for a guest; `make softroce` builds one",
+    not os.access(KERNEL, os.X_OK)
+    or not all(map(shutil.which, TOOLS))
+    or "RFAAS_GUEST" in os.environ,
+    reason="no kernel for a guest, or no tools: `make softroce`, then `make test-rdma`",
 )
 pytestmark = [pytest.mark.rdma_guest, needs_kernel]
 
