@@ -8,6 +8,7 @@ check is a function here and its name in CHECKS.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import count
 
 from rfaas.diagnose.records import Device, Facts, Record
 from rfaas.units import format_bytes
@@ -396,7 +397,9 @@ def _load(module: str, facts: Facts) -> str:
 def _software_device(facts: Facts) -> list[str]:
     """How to come to a SoftRoCE device."""
     netdev = next(iter(facts.netdevs), "eth0")
-    link = f"rdma link add rxe0 type rxe netdev {netdev}"
+    taken = {device.name for device in facts.devices}
+    name = next(name for number in count() if (name := f"rxe{number}") not in taken)
+    link = f"rdma link add {name} type rxe netdev {netdev}"
     if facts.modules.get("rdma_rxe") == "absent":
         return [
             f"a kernel with rdma_rxe: this one ({facts.kernel}) has no such module",

@@ -160,7 +160,7 @@ def _library_error(name: str) -> str:
     try:
         ctypes.CDLL(name)
     except OSError as error:
-        return str(error)
+        return str(error).removeprefix(f"{name}: ")
     return ""
 
 
