@@ -71,6 +71,13 @@ def _entry(key: str, entry: Any) -> str:
 def _row(row: Mapping[str, Any]) -> list[str]:
     lines = [format_bytes(row["size_bytes"])]
     lines += [f"  {name:20}{_stats(name, entry)}" for name, entry in row.items() if "_ns" in name]
+    lines += [
+        f"  {name:20}{format_bytes(round(value))}/s"
+        for name, value in row.items()
+        if name.endswith("_bytes_per_s")
+    ]
+    if "ratio" in row:
+        lines.append(f"  {'ratio':20}{row['ratio']}")
     return lines
 
 

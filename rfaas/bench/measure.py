@@ -170,10 +170,24 @@ def payload(session: Session, size_max: int = 16 << 20) -> dict[str, object]:
     In place: the input lies in a buffer of the lease, the result is used where it is.
     Copied: the input comes from ordinary memory; the raw exchange copies in and out.
     """
+    if session.config.lane.transport == "verbs":
+        return _payload_verbs(session)
     sizes = [1, 64, 1 << 10, 4 << 10, 64 << 10, 1 << 20, 4 << 20, 16 << 20]
     with _lease(session, size_max, hot_timeout_ms=-1) as lease, _pinned_apart(lease):
         rows = [_payload_row(lease, size) for size in sizes if size <= size_max]
         report = _head(lease, "payload", size_max, 0)
+    return report | {"rows": rows}
+
+
+def _payload_verbs(session: Session) -> dict[str, object]:
+    """Bytes a second into a worker by calls in flight at once, and by bare writes."""
+    from rfaas.bench import verbs
+
+    largest = 1 << 20
+    with _lease(session, largest, hot_timeout_ms=verbs.HOT_TIMEOUT_MS) as lease:
+        with _pinned_apart(lease):
+            rows = [verbs.flow(lease, size) for size in (4 << 10, 64 << 10, largest)]
+        report = _head(lease, "payload", largest, 0)
     return report | {"rows": rows}
 
 

@@ -235,7 +235,7 @@ class Lease(Lanes):
         while lane.failure is None and time.monotonic() < deadline:
             self._listen(NOTICE_TIMEOUT_S)
         if lane.failure is None:
-            error = lane.explain() if lane.explain is not None else None
+            error = lane.explain(lane) if lane.explain is not None else None
             if error is None:
                 error = WorkerCrashedError("the worker is gone and its executor does not say why")
             self._fail(error)

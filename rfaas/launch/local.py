@@ -27,9 +27,14 @@ def program() -> str:
 
 def command(*arguments: str) -> list[str]:
     """The command line that runs this rfaas with `arguments`, in a process of its own."""
+    return python(_MAIN, *arguments)
+
+
+def python(code: str, *arguments: str) -> list[str]:
+    """The command line that runs `code` with this rfaas to be imported, in a process of its own."""
     here = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     path = "\n".join(dict.fromkeys([here, *(os.path.abspath(entry) for entry in sys.path)]))
-    return [sys.executable, "-I", "-S", "-c", _BOOT + _MAIN, path, *arguments]
+    return [sys.executable, "-I", "-S", "-c", _BOOT + code, path, *arguments]
 
 
 class PrivateExecutor:

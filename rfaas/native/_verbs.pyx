@@ -351,6 +351,7 @@ cdef class WorkerLanes:
     cdef verbs_lane *lanes
     cdef ring_account *accounts
     cdef int count
+    cdef int account_lines
     cdef int notice_fd
     cdef rdma_event_channel *events
     cdef rdma_cm_id *listener
@@ -384,6 +385,7 @@ cdef class WorkerLanes:
         self.accounts = <ring_account *>mmap(
             NULL, 64 * len(cpus), PROT_READ | PROT_WRITE, MAP_SHARED, account_fd, 0
         )
+        self.account_lines = len(cpus)
         if self.lanes is NULL or self.accounts == MAP_FAILED or len(secret) != SECRET_BYTES:
             raise MemoryError
         self.notice_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -427,7 +429,7 @@ cdef class WorkerLanes:
     def step(self):
         """Do what is to be done: answer who connects, take note of who has gone."""
         cdef rdma_cm_event *event
-        cdef int kind
+        cdef int kind, index
         while not rdma_get_cm_event(self.events, &event):
             kind = event.event
             if kind == RDMA_CM_EVENT_CONNECT_REQUEST:
@@ -439,7 +441,10 @@ cdef class WorkerLanes:
         try:
             os.read(self.notice_fd, 8)
         except BlockingIOError:
-            pass
+            return
+        for index in range(self.count):  # a loop has ended: its client is to hear of it
+            if self.lanes[index].link.broken and self.lanes[index].link.id is not NULL:
+                rdma_disconnect(self.lanes[index].link.id)
 
     cdef int answer(self, rdma_cm_event *event) except -1:
         cdef verbs_hello hello
@@ -500,9 +505,31 @@ cdef class WorkerLanes:
         return [fault_of(&self.lanes[index].link) for index in range(self.count)]
 
     def stop(self):
-        """End the lanes; returns when their threads are gone."""
+        """End the lanes; returns when their threads are gone and nothing is registered.
+
+        Can be called twice.  What a function still does with its memory must be over.
+        """
         cdef int index
         with nogil:
             for index in range(self.count):
                 lane_stop(&self.lanes[index].lane)
                 verbs_close(&self.lanes[index].link)
+            if self.listener is not NULL:
+                rdma_destroy_id(self.listener)
+            if self.events is not NULL:
+                rdma_destroy_event_channel(self.events)
+        self.listener = NULL
+        self.events = NULL
+
+    def __dealloc__(self):
+        cdef int index
+        self.stop()
+        for index in range(self.count):
+            ring_close(&self.lanes[index].lane.ring)
+            if self.lanes[index].stop_fd > 0:
+                os.close(self.lanes[index].stop_fd)
+        if self.notice_fd >= 0:
+            os.close(self.notice_fd)
+        if self.accounts is not NULL and self.accounts != MAP_FAILED:
+            munmap(self.accounts, 64 * self.account_lines)
+        free(self.lanes)

@@ -72,7 +72,7 @@ cdef class Lane:
     cdef uint32_t pinned         # slots that results and buffers use
     cdef void **holders          # slot -> the Call (borrowed) that waits for it
     cdef public object failure   # the RfaasError that ended this lane, or None
-    cdef public object explain   # None, or what says (an RfaasError) why it ended, if it knows
+    cdef public object explain   # None, or what tells why a lane ended: an RfaasError, if it knows
 
     cdef int pin(self, uint32_t slot) except -1
     cdef void unpin(self, uint32_t slot) noexcept

@@ -4,7 +4,7 @@ from rfaas.errors import RfaasError
 
 class Lane:
     failure: RfaasError | None
-    explain: Callable[[], RfaasError | None] | None
+    explain: Callable[[Lane], RfaasError | None] | None
     def __init__(self, fd: int, offset: int) -> None: ...
     @property
     def in_flight(self) -> int: ...

@@ -83,7 +83,7 @@ def connect(endpoint: Endpoint, number: int, slots: int, slot_bytes: int, source
     except native.Trouble as trouble:
         where = f"{endpoint.host} port {endpoint.port}"
         raise verbs_errors.of_trouble(trouble, f"connect to the worker at {where}") from None
-    lane.explain = lambda: explain(lane)
+    lane.explain = explain  # without the lane: a cycle would keep its connection open
     return lane
 
 

@@ -11,24 +11,18 @@ import pytest
 from tests.harness.rdma import End
 from tests.transport import contract, contract_faults, contract_threads
 from tests.transport.served import Serve, Served
-from tests.transport.served_verbs import VerbsServed, open_devices
+from tests.transport.served_verbs import VerbsServed
 
 pytestmark = pytest.mark.rdma
 
 
-@pytest.fixture(scope="session")
-def ends(rdma_ends: tuple[End, End]) -> tuple[End, End]:
-    open_devices(rdma_ends[0])
-    return rdma_ends
-
-
 @pytest.fixture
-def serve(ends: tuple[End, End], library: Path) -> Iterator[Serve]:
+def serve(verbs_ends: tuple[End, End], library: Path) -> Iterator[Serve]:
     """Starts what is served, as of `Served`; all of it is gone when the test is over."""
     started: list[Served] = []
 
     def start(**options: Any) -> Served:
-        served = VerbsServed(ends, options.pop("library", library), **options)
+        served = VerbsServed(verbs_ends, options.pop("library", library), **options)
         started.append(served)
         return served
 
