@@ -132,11 +132,17 @@ def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     bench.add_argument("--json", action="store_true", help="print one JSON object")
     bench.add_argument(
-        "--size", type=int, default=64, metavar="BYTES", help="input of each call (64)"
+        "--size",
+        type=int,
+        default=64,
+        metavar="BYTES",
+        help="input of each call (64); hot, throughput, and warm up to 104",
     )
-    bench.add_argument("--calls", type=int, default=0, metavar="N", help="how many calls")
-    bench.add_argument("--inflight", type=int, default=16, metavar="N", help="calls at once (16)")
-    _add_common(bench, (*CLIENT_FLAGS, *LEASE_FLAGS))
+    bench.add_argument("--calls", type=int, metavar="N", help="how many; not for payload")
+    bench.add_argument(
+        "--inflight", type=int, default=16, metavar="N", help="calls at once (16); throughput"
+    )
+    _add_common(bench, CLIENT_FLAGS)
 
 
 def _add_config(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -12,19 +12,26 @@ from rfaas.bench import measure
 from rfaas.client import Session
 from rfaas.config import Config
 from rfaas.errors import UsageError
+from rfaas.proto import wire
 from rfaas.units import format_bytes, format_ns
 
-CALLS = {"hot": 100_000, "warm": 1_000, "cold": 30, "throughput": 2_000_000, "payload": 0}
+CALLS = {"hot": 100_000, "warm": 1_000, "cold": 30, "throughput": 2_000_000, "payload": 1}
+SIZE_MAX = 1 << 30
 
 
 def run(config: Config, options: argparse.Namespace) -> int:
     """Measure what was asked for; returns the exit status."""
-    for flag, value, least in (("--size", options.size, 1), ("--inflight", options.inflight, 1)):
-        if value < least:
-            raise UsageError(f"{flag}: value is too small ({value}), at least {least} is needed")
-    calls = options.calls or CALLS[options.what]
-    if calls < 0:
-        raise UsageError(f"--calls: value is too small ({calls}), at least 1 is needed")
+    size_max = wire.INLINE_BYTES_MAX if options.what == "warm" else SIZE_MAX
+    calls = CALLS[options.what] if options.calls is None else options.calls
+    for flag, value, least, most in (
+        ("--size", options.size, 1, size_max),
+        ("--inflight", options.inflight, 1, wire.SLOTS_MAX - 1),
+        ("--calls", calls, 1, 2**31),
+    ):
+        if not least <= value <= most:
+            raise UsageError(
+                f"{flag}: value is out of bounds ({value}), {least} to {most} is allowed"
+            )
     with Session(config) as session:
         report = _measure(session, options, calls)
     print(json.encode(report).decode() if options.json else "\n".join(_table(report)))

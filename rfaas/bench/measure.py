@@ -99,7 +99,6 @@ def _hot_verbs(session: Session, data: bytearray, calls: int) -> dict[str, objec
 def warm(session: Session, size: int, calls: int) -> dict[str, object]:
     """A call to a worker that sleeps, against waking a bare peer in the same way."""
     raw, native, python = array("Q"), array("Q"), array("Q")
-    size = min(size, wire.INLINE_BYTES_MAX)
     data = bytearray(os.urandom(size))
     block = min(BLOCK, max(1, calls))
     with _lease(session, size, hot_timeout_ms=0) as lease, _pinned_apart(lease):
@@ -168,7 +167,7 @@ def payload(session: Session, size_max: int = 16 << 20) -> dict[str, object]:
     """Round trips from 1 B to `size_max`: calls against the bare exchange of the same bytes.
 
     In place: the input lies in a buffer of the lease, the result is used where it is.
-    Copied: the input comes from ordinary memory; the raw exchange copies in and out.
+    Copied: from ordinary memory and back to it, in Python from `bytes` to new `bytes`.
     """
     if session.config.lane.transport == "verbs":
         return _payload_verbs(session)
@@ -201,19 +200,23 @@ def _payload_row(lease: Lease, size: int) -> dict[str, object]:
         name: array("Q")
         for name in ("raw_in_place", "in_place", "python_in_place", "raw_copied", "python_copied")
     }
+
+    def copied(name: str, given: bytes | memoryview) -> bytes:
+        return bytes(lease.call(name, given))
+
     with lease.buffer(size) as buffer:
         buffer[:] = frozen
         for _ in range(rounds):
             beside = _bench.BESIDE
             taken["raw_in_place"].extend(
-                _bench.measure(lane, pong, data, block, mode=beside, in_place=True)
+                _bench.measure(lane, pong, buffer, block, mode=beside, in_place=True)
             )
-            taken["in_place"].extend(_bench.measure(lane, echo, data, block, in_place=True))
+            taken["in_place"].extend(_bench.measure(lane, echo, buffer, block, in_place=True))
             taken["python_in_place"].extend(_time_calls(lease.call, buffer, block))
             taken["raw_copied"].extend(
                 _bench.measure(lane, pong, data, block, mode=beside, copy_out=True)
             )
-            taken["python_copied"].extend(_time_calls(lease.call, frozen, block))
+            taken["python_copied"].extend(_time_calls(copied, frozen, block))
     return {"size_bytes": size} | {f"{name}_ns": stats(ns) for name, ns in taken.items()}
 
 
@@ -221,7 +224,7 @@ def _lease(session: Session, size: int, *, hot_timeout_ms: int, slots: int = 16)
     return session.lease(
         cores=1,
         library=peer_library(),
-        slots=min(slots, wire.SLOTS_MAX),
+        slots=slots,
         slot_bytes=wire.slot_bytes_for(size + RAW_BYTES),
         hot_timeout_ms=hot_timeout_ms,
     )
@@ -248,7 +251,7 @@ def _pinned_apart(lease: Lease) -> Iterator[None]:
 
 
 def _time_calls(
-    call: Callable[[str, bytes | memoryview], memoryview],
+    call: Callable[[str, bytes | memoryview], object],
     data: bytes | memoryview,
     count: int,
     idle_ns: int = 0,

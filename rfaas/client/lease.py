@@ -45,6 +45,7 @@ from rfaas.proto.messages import (
     StopWorker,
     WorkerExited,
     WorkerStarted,
+    WorkerStopped,
 )
 
 if TYPE_CHECKING:
@@ -242,15 +243,19 @@ class Lease(Lanes):
             lane.failure = self._ended or error
             self._stop_worker(error.text)
 
+    def _broken(self, lane: Lane) -> None:
+        """A lane cannot be believed any more: do without its worker."""
+        with self._lock:
+            if lane in self._lanes and lane.failure is not None:
+                self._fail(lane.failure)
+                self._stop_worker(lane.failure.text)
+
     def _late(self, lane: Lane, name: str, timeout_s: float) -> None:
         """A call is past its deadline: it ends only with its worker."""
         text = f"a call of {name} did not return within {timeout_s:g} s"
         with self._lock:
             self._fail(WorkerCrashedError(f"the worker was stopped: {text}"))
-            try:
-                self._live_link().request(StopWorker(lease=self.id, reason=text))
-            except PeerLostError as error:
-                self._end(error)
+            self._stop_worker(text)
         raise DeadlineExceededError(
             f"{text}; its worker was stopped",
             hint="the next call starts a new worker; raise timeout if the function needs longer",
@@ -259,9 +264,11 @@ class Lease(Lanes):
     def _stop_worker(self, reason: str) -> None:
         """End a worker that may live although nothing of it can be reached."""
         try:
-            self._live_link().request(StopWorker(lease=self.id, reason=reason))
+            self._live_link().ask(StopWorker(lease=self.id, reason=reason), WorkerStopped)
+        except PeerLostError as error:
+            self._end(error)
         except RfaasError:
-            pass  # it is gone, or the lease is
+            pass  # the worker is gone, or the lease is
 
     def _call_back(self, callback: Callable[[Call], object], call: Call) -> None:
         """As concurrent.futures does: what a callback raises is logged and forgotten."""

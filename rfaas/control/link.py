@@ -21,6 +21,7 @@ from rfaas.proto.codec import Framer, decode, encode
 from rfaas.proto.messages import PROTOCOL_VERSION, Error, Hello, Message, Welcome
 
 NOTICES_MAX = 4096
+SLICE_S = 0.5  # a signal that comes just before a wait is seen after it, so waits are short
 
 Reply = TypeVar("Reply", bound=Message)
 
@@ -100,12 +101,15 @@ class Link:
             while not self._inbox:
                 if self._lost:
                     raise self._gone("end of stream")
+                left_s = 0.0
                 if deadline_s is not None:
-                    self._sock.settimeout(max(0.0, deadline_s - time.monotonic()))
+                    left_s = max(0.0, deadline_s - time.monotonic())
+                    self._sock.settimeout(min(left_s, SLICE_S))
                 try:
                     self._take()
                 except TimeoutError:
-                    return None
+                    if left_s <= SLICE_S:
+                        return None
                 except ProtocolError:
                     self._lost = True  # where the next message begins is anybody's guess
                     raise

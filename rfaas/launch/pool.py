@@ -217,6 +217,8 @@ class Pool:
                     process = self._processes.get(action.worker)
                     if process is not None and process.pid:
                         self._zygote.kill(process.pid)
+                    elif process is not None:
+                        process.doomed = True
                 case Exited():
                     self._exited(action.lease, action.worker, action.text)
                 case Over():

@@ -112,6 +112,7 @@ class WorkerProcess:
         self.slot_bytes = slot_bytes
         self.ring_bytes = wire.ring_bytes(slots, slot_bytes)
         self.pid = 0
+        self.doomed = False  # to be killed as soon as it is there
         self.functions: list[str] = []
         self.endpoint: Endpoint | None = None
         self.steps_ns: dict[str, int] = {}
@@ -136,6 +137,8 @@ class WorkerProcess:
         self._death.add_done_callback(
             lambda death: died(-1 if death.exception() else death.result())
         )
+        if self.doomed:
+            zygote.kill(self.pid)
         self._link.send(task, [library_fd, self.rings_fd, self._account_fd])
         while (message := await self._link.receive()) is not None:
             match message:

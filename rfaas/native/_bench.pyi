@@ -9,7 +9,7 @@ ASLEEP: int
 def measure(
     lane: Lane,
     function: int,
-    data: bytearray,
+    data: bytearray | memoryview,
     count: int,
     *,
     mode: int = -1,

@@ -50,14 +50,15 @@ def measure(Lane lane, function, uint8_t[::1] data, uint32_t count, *, int mode=
     Args:
         mode: -1: calls; else the bare exchange of that mode, which `function`, the
             peer's `pong`, answers.
-        in_place: leave `data` where it lies in the slot instead of copying it in.
+        in_place: `data` is memory of `Lease.buffer`: its slot is used, nothing is copied in.
         copy_out: copy results into `data`.
         idle_ns: before each, wait until the worker sleeps, and so long after.
     """
     ticks_calibrate()
     cdef array.array samples = arrays.array("Q", bytes(8 * count))
     cdef uint64_t *out = <uint64_t *>samples.data.as_ulonglongs
-    cdef uint32_t index = function, size = len(data), slot = window_take(&lane.w)
+    cdef uint32_t index = function, size = len(data)
+    cdef uint32_t slot = lane.buffer_slot(&data[0]) if in_place else window_take(&lane.w)
     cdef uint64_t idle = ns_to_ticks(idle_ns)
     cdef uint8_t *input = NULL if in_place or not size else &data[0]
     cdef int end
@@ -72,7 +73,8 @@ def measure(Lane lane, function, uint8_t[::1] data, uint32_t count, *, int mode=
             )
     if end != WAIT_DONE:
         raise errors.WorkerCrashedError("the worker was lost while it was measured")
-    window_free(&lane.w, slot)
+    if not in_place:
+        window_free(&lane.w, slot)
     return nanoseconds(samples)
 
 
@@ -85,10 +87,11 @@ def pipeline(Lane lane, function, const uint8_t[::1] data, uint32_t inflight, ui
     ticks_calibrate()
     cdef uint32_t index = function, size = len(data)
     cdef uint64_t elapsed
+    cdef const uint8_t *input = NULL
+    if not in_place:
+        input = &data[0]
     with nogil:
-        elapsed = bench_pipeline(
-            &lane.w, index, NULL if in_place else &data[0], size, inflight, count
-        )
+        elapsed = bench_pipeline(&lane.w, index, input, size, inflight, count)
     if not elapsed:
         raise errors.WorkerCrashedError("the worker was lost while it was measured")
     return ticks_to_ns(elapsed)

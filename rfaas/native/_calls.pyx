@@ -31,6 +31,7 @@ from rfaas.native._window cimport (
     ns_to_ticks,
     result_of,
     ring_input,
+    ticks,
     ticks_calibrate,
     window_in_flight,
     window_put,
@@ -169,7 +170,8 @@ cdef class Lanes:
 
     `_revive()` before a call when there is no lane; `_lost(lane)` when a worker is gone;
     `_check(lane)` at least every 50 ms of a wait; `_late(lane, name, timeout_s)` when a call
-    is past its deadline.  The last three set `lane.failure` or raise.
+    is past its deadline; `_broken(lane)` when a lane that failed is still in use, which then
+    `_install`s others or none.  `_lost`, `_check` and `_late` set `lane.failure` or raise.
     """
 
     cdef list lanes
@@ -217,6 +219,9 @@ cdef class Lanes:
                 lane.poll()
                 if lane.w.free_count > best.w.free_count:
                     best = lane
+        if best.failure is not None:
+            self._broken(best)
+            return self.pick()
         return best
 
     cdef uint32_t take(
@@ -329,6 +334,7 @@ cdef class Lanes:
         """
         cdef int rc
         cdef uint64_t now, sleep_ns = SLICE_NS, spin = self.spin_ticks
+        cdef uint64_t checked = ticks(), slice_ticks = ns_to_ticks(SLICE_NS)
         cdef uint64_t until = min(deadline or NEVER, patience or NEVER)
         if until != NEVER:
             now = monotonic_ns()
@@ -342,6 +348,9 @@ cdef class Lanes:
                     rc = window_watch(&lane.w, slot, ns_to_ticks(WATCH_NS))
                 if slot == NO_SLOT:  # any change of another thread's may be what it waits for
                     return PyErr_CheckSignals()
+                if rc != WAIT_DONE and ticks() - checked < slice_ticks and until == NEVER:
+                    continue  # who polls looks after the link and after signals
+                checked = ticks()
             else:
                 lane.polling = True
                 with nogil:

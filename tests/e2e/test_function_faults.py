@@ -18,8 +18,10 @@ from rfaas.errors import (
     FunctionFailedError,
     OutputTooLargeError,
     PayloadTooLargeError,
+    ProtocolError,
     WorkerCrashedError,
 )
+from rfaas.proto import wire
 from tests.harness.gate import Gate
 from tests.harness.processes import is_alive, wait_for_end, workers_of
 from tests.harness.site import Site
@@ -165,6 +167,19 @@ def test_loop_past_its_deadline(session: Session, hostile: Path) -> None:
     ):
         next(lease.map("loop_forever", [b""]))
     assert workers_of(os.getpid()) == []
+
+
+def test_answer_that_makes_no_sense(session: Session, hostile: Path) -> None:
+    """A worker that cannot be believed any more is replaced, like one that died."""
+    slots = 4
+    responses = wire.PAGE_BYTES + wire.cells_for(slots) * wire.CELL_BYTES
+    with session.lease(library=hostile, slots=slots) as lease:
+        (worker,) = workers_of(os.getpid())
+        with pytest.raises(ProtocolError, match="a slot or size that was never asked for"):
+            lease.call("lie_in_the_ring", number(wire.slots_offset(slots) - responses))
+        assert lives(lease)
+        assert not is_alive(worker)
+        assert lives(lease)
 
 
 def test_loop_past_its_deadline_on_the_command_line(site: Site, hostile: Path) -> None:

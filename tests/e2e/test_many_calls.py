@@ -29,7 +29,10 @@ loaded = Library(image)
 table = read_functions(open(library, "rb").read(), os.uname().machine)
 loaded.bind(table)
 worker = WorkerLanes(loaded, rings, wire.ring_bytes(16, 8192), account, [-1], 1)
-lanes = Lanes()
+class Calls(Lanes):
+    def _check(self, lane):  # a slow machine: there is no link to look at
+        pass
+lanes = Calls()
 lanes._install([Lane(rings, 0)], [one.name for one in table])
 inputs = [struct.pack("<d", value) * (1 + value % 20) for value in range(3000)]
 found = [bytes(lanes.call("double_f64", data)) for data in inputs[:1500]]

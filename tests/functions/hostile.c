@@ -114,6 +114,17 @@ PLAIN(leak_memory)
     return sizeof got;
 }
 
+/* Answers for itself, as the first call of a lane in its slot 0: the response cell, `number`
+ * bytes before the input, gets a slot that no lane has. */
+PLAIN(lie_in_the_ring)
+{
+    volatile uint32_t *cell = (volatile uint32_t *)((char *)args - number(args, size));
+    cell[1] = 0x0fff0000;
+    __atomic_store_n(&cell[0], 1, __ATOMIC_RELEASE);
+    for (;;)
+        sleep(1);
+}
+
 /* Fails with status 7, and its input as the text. */
 RFAAS_FUNCTION(fail_with_text)
 {

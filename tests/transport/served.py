@@ -69,6 +69,10 @@ class Calls(Lanes):
     def _lost(self, lane: Lane) -> None:
         lane.failure = WorkerCrashedError("the worker is gone", hint="it was killed")
 
+    def _broken(self, lane: Lane) -> None:
+        assert lane.failure is not None
+        raise lane.failure
+
     def _late(self, lane: Lane, name: str, timeout_s: float) -> None:
         raise DeadlineExceededError(f"a call of {name} took more than {timeout_s:g} s")
 
