@@ -16,11 +16,12 @@ from rfaas import __version__
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 # Flags that stand for a configuration key: (flag, key, metavar, help).
+TRANSPORT_FLAG = ("--transport", "lane.transport", "NAME", "how calls travel: auto, shm or verbs")
 LEASE_FLAGS = (
     ("--cores", "lease.cores", "N", "cores to lease, one lane each"),
     ("--memory", "lease.memory", "SIZE", "memory to lease, such as 2GiB"),
     ("--isolation", "lease.isolation", "LEVEL", "how a worker is shut in: 'process' today"),
-    ("--transport", "lane.transport", "NAME", "how calls travel: auto, shm or verbs"),
+    TRANSPORT_FLAG,
     ("--slots", "lane.slots", "N", "calls that a lane holds at once"),
     ("--slot-bytes", "lane.slot_bytes", "SIZE", "largest input and output of a call"),
     ("--hot-timeout-ms", "lane.hot_timeout_ms", "MS", "spin so long after a call; -1: for ever"),
@@ -142,7 +143,7 @@ def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     bench.add_argument(
         "--inflight", type=int, default=16, metavar="N", help="calls at once (16); throughput"
     )
-    _add_common(bench, CLIENT_FLAGS)
+    _add_common(bench, (*CLIENT_FLAGS, TRANSPORT_FLAG))
 
 
 def _add_config(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

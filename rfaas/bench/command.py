@@ -32,6 +32,8 @@ def run(config: Config, options: argparse.Namespace) -> int:
             raise UsageError(
                 f"{flag}: value is out of bounds ({value}), {least} to {most} is allowed"
             )
+    if options.what == "warm" and config.lane.transport == "verbs":
+        raise UsageError("bench warm measures shm alone: it watches the worker fall asleep")
     with Session(config) as session:
         report = _measure(session, options, calls)
     print(json.encode(report).decode() if options.json else "\n".join(_table(report)))
