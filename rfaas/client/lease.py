@@ -189,6 +189,9 @@ class Lease(Lanes):
                 started.endpoint,
                 self._session.config.rdma.device,
             )
+        except RfaasError as error:
+            self._stop_worker(error.text)  # it serves nobody
+            raise
         finally:
             for fd in fds:
                 os.close(fd)

@@ -23,18 +23,24 @@ from rfaas.diagnose.records import Device, Gid, Limits, Port
 
 SYSFS = Path("/sys/class")
 NO_GID = "0000:0000:0000:0000:0000:0000:0000:0000"
+GIDS_MAX = 1 << 16
 INLINE_BYTES_MAX = 4096  # no device is known to take more; ours never need it
 
 
-def find_devices(sysfs: Path = SYSFS, *, with_limits: bool = True) -> list[Device]:
+def find_devices(
+    sysfs: Path = SYSFS, *, with_limits: bool = True, gids_max: int = GIDS_MAX
+) -> list[Device]:
     """The devices in the order of their names; none where the kernel has no RDMA.
 
     Args:
         sysfs: where the kernel's classes are; a recorded tree in tests.
         with_limits: open each device and ask; milliseconds for each.
+        gids_max: so many entries of a port's table; the first tells its netdev, and a
+            thousand take a second in a guest.
     """
     netdevs = netlink.interfaces() if sysfs == SYSFS else {}
-    found = [_device(entry, sysfs, netdevs) for entry in sorted(_entries(sysfs / "infiniband"))]
+    entries = sorted(_entries(sysfs / "infiniband"))
+    found = [_device(entry, sysfs, netdevs, gids_max) for entry in entries]
     if not with_limits:
         return found
     return [_with_limits(device) for device in found]
@@ -60,7 +66,9 @@ def _word(file: Path) -> str:
     return _read(file).rpartition(": ")[2]
 
 
-def _device(entry: Path, sysfs: Path, netdevs: dict[str, netlink.Interface]) -> Device:
+def _device(
+    entry: Path, sysfs: Path, netdevs: dict[str, netlink.Interface], gids_max: int
+) -> Device:
     uverbs = next(
         (
             f"/dev/infiniband/{node.name}"
@@ -70,7 +78,7 @@ def _device(entry: Path, sysfs: Path, netdevs: dict[str, netlink.Interface]) -> 
         "",
     )
     ports = [
-        _port(port, entry, netdevs)
+        _port(port, entry, netdevs, gids_max)
         for port in sorted(_entries(entry / "ports"), key=lambda path: int(path.name))
     ]
     node_type = _word(entry / "node_type")
@@ -95,9 +103,9 @@ def _device(entry: Path, sysfs: Path, netdevs: dict[str, netlink.Interface]) -> 
     )
 
 
-def _port(port: Path, device: Path, netdevs: dict[str, netlink.Interface]) -> Port:
+def _port(port: Path, device: Path, netdevs: dict[str, netlink.Interface], gids_max: int) -> Port:
     gids = []
-    for entry in sorted(_entries(port / "gids"), key=lambda path: int(path.name)):
+    for entry in sorted(_entries(port / "gids"), key=lambda path: int(path.name))[:gids_max]:
         gid = _read(entry)
         if gid and gid != NO_GID:
             attributes = port / "gid_attrs"

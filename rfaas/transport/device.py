@@ -19,6 +19,9 @@ NONE_HINT = (
 )
 
 
+GIDS_LOOKED_AT = 8  # of a port's table; its first entries name the netdev
+
+
 class Choice(NamedTuple):
     """A device and the address of it that rdma_cm binds to."""
 
@@ -35,7 +38,7 @@ def choose(wanted: str) -> Choice:
     """
     from rfaas.diagnose.devices import find_devices
 
-    return _choose(wanted, find_devices(with_limits=False))
+    return _choose(wanted, find_devices(with_limits=False, gids_max=GIDS_LOOKED_AT))
 
 
 def _choose(wanted: str, devices: list[Device]) -> Choice:
