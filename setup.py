@@ -66,7 +66,7 @@ extensions = [
     Extension(
         f"rfaas.native.{Path(module).stem}",
         sources=[module],
-        depends=[module, *C_SOURCES, *glob(f"{NATIVE}/*.h"), *glob(f"{NATIVE}/*.pxd")],
+        depends=[module, *C_SOURCES, *glob(f"{NATIVE}/*.h"), *glob(f"{NATIVE}/*.px[di]")],
         include_dirs=[NATIVE],
         libraries=LIBRARIES,
         extra_compile_args=CFLAGS,

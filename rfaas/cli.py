@@ -257,9 +257,11 @@ def _dispatch(options: argparse.Namespace) -> int:
             from rfaas import config_text
 
             if options.what == "show":
-                print(config_text.show(loaded))
+                print(config_text.show(loaded), end="")
             elif options.what == "default":
                 print(config_text.default_text(), end="")
+            else:
+                print(f"the configuration is valid ({loaded.file or 'no file'})")
             return 0
         case "devices":
             from rfaas.diagnose import command as diagnosis

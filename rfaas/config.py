@@ -142,11 +142,12 @@ class Loaded(Struct, frozen=True):
     """A configuration, and where each value came from.
 
     `origin` has every key as "section.key": "flag", "environment RFAAS_LANE_SLOTS",
-    "file PATH" or "default".
+    "file PATH" or "default".  `file` is what was read, "" where there is none.
     """
 
     config: Config
     origin: dict[str, str]
+    file: str
 
 
 class _Given(NamedTuple):
@@ -181,10 +182,11 @@ def load(
     """
     tree: dict[str, dict[str, object]] = {}
     origin = dict.fromkeys(_names(), "default")
-    for given in _sources(path, environ, overrides):
+    file = path or environ.get("RFAAS_CONFIG") or _found_file(environ)
+    for given in _sources(file, environ, overrides):
         tree.setdefault(given.section, {})[given.key] = _checked(given)
         origin[f"{given.section}.{given.key}"] = given.origin
-    return Loaded(_filled(msgspec.convert(tree, Config), environ), origin)
+    return Loaded(_filled(msgspec.convert(tree, Config), environ), origin, file)
 
 
 def checked_argument(name: str, key: str, value: object) -> Any:
@@ -296,10 +298,10 @@ def socket_path(address: str) -> str:
 
 
 def _sources(
-    path: str | None, environ: Mapping[str, str], overrides: Mapping[str, object]
+    file: str, environ: Mapping[str, str], overrides: Mapping[str, object]
 ) -> Iterator[_Given]:
     # The embedded configuration (`rfaas pack`) comes here, weaker than a file.
-    if file := path or environ.get("RFAAS_CONFIG") or _found_file(environ):
+    if file:
         yield from _from_file(file)
     yield from _from_environ(environ)
     for name, value in overrides.items():
@@ -310,10 +312,10 @@ def _sources(
             yield _Given(f"flag {name}", "flag", section, key, _from_text(section, key, value))
 
 
-def _found_file(environ: Mapping[str, str]) -> str | None:
+def _found_file(environ: Mapping[str, str]) -> str:
     user = environ.get("XDG_CONFIG_HOME") or os.path.join(environ.get("HOME", "/"), ".config")
     candidates = (os.path.join(user, "rfaas/rfaas.toml"), "/etc/rfaas/rfaas.toml")
-    return next((file for file in candidates if os.path.exists(file)), None)
+    return next((file for file in candidates if os.path.exists(file)), "")
 
 
 def _from_file(path: str) -> Iterator[_Given]:

@@ -22,6 +22,7 @@ Split by whose fault it is, because that decides what a person does next:
     │   ├── OutputTooLargeError     the function reported more bytes than fit
     │   ├── WorkerCrashedError      the worker died under the call
     │   └── DeadlineExceededError   the call did not return in time
+    ├── NotDoneError              the caller's patience is over; the call goes on
     └── InternalError             a bug of ours
 
 A message says what failed, on what, the value and the limit; the hint stands
@@ -46,6 +47,7 @@ __all__ = [
     "InternalError",
     "LeaseEndedError",
     "LibraryError",
+    "NotDoneError",
     "OutputTooLargeError",
     "PayloadTooLargeError",
     "PeerLostError",
@@ -167,6 +169,11 @@ class WorkerCrashedError(CallError):
 class DeadlineExceededError(CallError, TimeoutError):
     code = "deadline-exceeded"
     exit_status = 124  # as timeout(1)
+
+
+class NotDoneError(RfaasError, TimeoutError):
+    code = "not-done"
+    exit_status = 124
 
 
 class InternalError(RfaasError):

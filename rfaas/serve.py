@@ -8,6 +8,7 @@ this process loads asyncio and the roles.
 from __future__ import annotations
 
 import os
+import resource
 import socket
 import sys
 from typing import TYPE_CHECKING
@@ -29,6 +30,7 @@ def run(config: Config, role: str, private_fd: int) -> int:
     """
     private = _private_socket(role, private_fd)
     nursery = zygote.start(_load_worker) if role != "resource-manager" else None
+    _raise_descriptor_limit()  # not for workers: a library may still use select(2)
     import asyncio
     import logging
 
@@ -42,6 +44,12 @@ def run(config: Config, role: str, private_fd: int) -> int:
     if private is not None:
         os._exit(0)  # its client waits for it to be gone, not for an interpreter to tidy up
     return 0
+
+
+def _raise_descriptor_limit() -> None:
+    """A role needs a few descriptors for each link and worker; many soft limits are 1024."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _load_worker() -> zygote.WorkerMain:

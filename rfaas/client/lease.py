@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from rfaas.client.session import Session
 
 START_TIMEOUT_S = 3660.0  # above executor.load_timeout_s, which is the one that counts
+WATCH_SLICE_S = 0.01  # of waiting for one of the calls with callbacks, before a look at the others
 NOTICE_TIMEOUT_S = 2.0  # between a ring that ended and the notice that says why
 
 
@@ -87,7 +89,8 @@ class Lease(Lanes):
         self._slot_bytes = wire.slot_bytes_for(slot_bytes)
         self._hot_timeout_ms = hot_timeout_ms
         self._link: Link | None = None
-        self._worker = 0
+        self._worker = 0  # its number
+        self._unsure = False  # whether a worker may be there of which we have not heard
         self._ended: RfaasError | None = None
         self._watched: list[Call] = []
         self._watcher: threading.Thread | None = None
@@ -107,9 +110,13 @@ class Lease(Lanes):
     def renew(self) -> None:
         """Extend the lease by its duration from now on; the session does it by itself.
 
+        Waits for who grants leases and not for the node, where a worker may be loading
+        meanwhile: it says by itself when the lease is over.
+
         Raises:
             LeaseEndedError: it is over.
             PeerLostError: the resource manager or the node is gone.
+            UnavailableError: the resource manager is away, or the node does not read.
         """
         link = self._link
         if link is None or self._ended is not None:
@@ -117,7 +124,8 @@ class Lease(Lanes):
         duration_s = self._session.config.client.lease_duration_s
         wanted = RenewLease(lease=self.id, duration_s=duration_s)
         granted = self._session.ask(wanted, LeaseGranted)
-        link.ask(OpenLease(token=granted.token), LeaseOpened)
+        if not link.post(OpenLease(token=granted.token)):
+            raise UnavailableError(f"node {self.node} does not read")
 
     def close(self) -> None:
         """Release the lease; returns when its worker is gone.  Can be called twice.
@@ -162,6 +170,8 @@ class Lease(Lanes):
 
     def _start_worker(self) -> None:
         link = self._live_link()
+        if self._unsure:
+            self._stop_worker("its client was interrupted", 0)
         request = StartWorker(
             lease=self.id,
             sha256=self._library.sha256,
@@ -171,35 +181,39 @@ class Lease(Lanes):
             transport=self._session.config.lane.transport,
         )
         start = time.monotonic_ns()
+        self._unsure = True
         try:
-            started = link.ask(request, WorkerStarted, timeout_s=START_TIMEOUT_S)
-        except UnavailableError:
-            self._library.send(link, self.id)
-            self.steps_ns["send_library"] = time.monotonic_ns() - start
-            started = link.ask(request, WorkerStarted, timeout_s=START_TIMEOUT_S)
-        started_at = time.monotonic_ns()
-        fds = link.take_fds()
-        try:
+            try:
+                started = link.ask(request, WorkerStarted, timeout_s=START_TIMEOUT_S)
+            except UnavailableError:
+                self._library.send(link, self.id)
+                self.steps_ns["send_library"] = time.monotonic_ns() - start
+                started = link.ask(request, WorkerStarted, timeout_s=START_TIMEOUT_S)
+            started_at = time.monotonic_ns()
             carrier = transport.transport(started.transport)
-            lanes = carrier.accept(
-                started.lanes,
-                started.slots,
-                started.slot_bytes,
-                fds,
-                started.endpoint,
-                self._session.config.rdma.device,
-            )
-        except RfaasError as error:
-            self._stop_worker(error.text)  # it serves nobody
+            fds = link.take_fds()
+            try:
+                lanes = carrier.accept(
+                    started.lanes,
+                    started.slots,
+                    started.slot_bytes,
+                    fds,
+                    started.endpoint,
+                    self._session.config.rdma.device,
+                )
+            finally:
+                _close(fds)
+            names = self._table(link, started)
+        except BaseException:  # Ctrl-C too: what was begun must not be in the next call's way
+            with suppress(RfaasError):
+                self._stop_worker("its start was broken off", 0)
             raise
-        finally:
-            for fd in fds:
-                os.close(fd)
         self._worker = started.worker
         self.transport = carrier.name
         self.endpoint = started.endpoint
         self.cpus = started.cpus
-        self._install(lanes, self._table(link, started))
+        self._install(lanes, names)
+        self._unsure = False
         self.steps_ns["start_worker"] = started_at - start
         self.steps_ns["open_lanes"] = time.monotonic_ns() - started_at
         self.steps_ns.update({f"worker.{step}": ns for step, ns in started.steps_ns.items()})
@@ -242,36 +256,43 @@ class Lease(Lanes):
             error = lane.explain(lane) if lane.explain is not None else None
             if error is None:
                 error = WorkerCrashedError("the worker is gone and its executor does not say why")
-            self._fail(error)
-            lane.failure = self._ended or error
-            self._stop_worker(error.text)
+            with self._lock:
+                if lane in self._lanes:  # else its worker has been replaced meanwhile
+                    self._fail(error)
+                    with suppress(RfaasError):  # it may live, though nothing of it is reached
+                        self._stop_worker(error.text, self._worker)
+                lane.failure = lane.failure or self._ended or error
 
     def _broken(self, lane: Lane) -> None:
         """A lane cannot be believed any more: do without its worker."""
         with self._lock:
             if lane in self._lanes and lane.failure is not None:
                 self._fail(lane.failure)
-                self._stop_worker(lane.failure.text)
+                self._stop_worker(lane.failure.text, self._worker)
 
-    def _late(self, lane: Lane, name: str, timeout_s: float) -> None:
+    def _late(self, lane: Lane, name: str, timeout_s: float) -> RfaasError:
         """A call is past its deadline: it ends only with its worker."""
         text = f"a call of {name} did not return within {timeout_s:g} s"
         with self._lock:
-            self._fail(WorkerCrashedError(f"the worker was stopped: {text}"))
-            self._stop_worker(text)
-        raise DeadlineExceededError(
+            if lane in self._lanes:  # else its worker was ended meanwhile, and maybe replaced
+                self._fail(WorkerCrashedError(f"the worker was stopped: {text}"))
+                with suppress(RfaasError):
+                    self._stop_worker(text, self._worker)
+        return DeadlineExceededError(
             f"{text}; its worker was stopped",
             hint="the next call starts a new worker; raise timeout if the function needs longer",
         )
 
-    def _stop_worker(self, reason: str) -> None:
-        """End a worker that may live although nothing of it can be reached."""
+    def _stop_worker(self, reason: str, number: int) -> None:
+        """End a worker, which may live although nothing of it can be reached."""
+        link = self._live_link()
+        self._unsure = True
         try:
-            self._live_link().ask(StopWorker(lease=self.id, reason=reason), WorkerStopped)
+            link.ask(StopWorker(lease=self.id, worker=number, reason=reason), WorkerStopped)
+            _close(link.take_fds())  # of a start that nobody waited for
+            self._unsure = False
         except PeerLostError as error:
             self._end(error)
-        except RfaasError:
-            pass  # the worker is gone, or the lease is
 
     def _call_back(self, callback: Callable[[Call], object], call: Call) -> None:
         """As concurrent.futures does: what a callback raises is logged and forgotten."""
@@ -293,16 +314,21 @@ class Lease(Lanes):
                 self._watcher.start()
 
     def _wait_for_watched(self) -> None:
+        done: set[Call] = set()
         while True:
             with self._lock:
-                if not self._watched:
+                self._watched = [call for call in self._watched if call not in done]
+                watched = tuple(self._watched)
+                if not watched:
                     self._watcher = None
                     return
-                call = self._watched.pop(0)
-            try:
-                call.exception()
-            except RfaasError:
-                pass  # it is the call's own, and its callbacks have seen it
+            done = {call for call in watched if call.done()}
+            if not done:
+                try:
+                    watched[0]._rest(WATCH_SLICE_S)
+                except RfaasError:
+                    pass  # whoever waits for that call hears of it
+                self._watched.append(self._watched.pop(0))
 
     # Links and ends
 
@@ -318,11 +344,12 @@ class Lease(Lanes):
         except ProtocolError as error:
             self._end(error)
         while link.notices:
-            match link.notices.popleft():
-                case WorkerExited() as notice if notice.worker == self._worker:
-                    self._fail(WorkerCrashedError(notice.text))
-                case LeaseEnded() as notice if notice.lease == self.id:
-                    self._end(LeaseEndedError(f"lease {self.id[:8]} is over: {notice.cause}"))
+            with self._lock:  # one thread at a time takes them, and none starts a worker meanwhile
+                match link.notices.popleft() if link.notices else None:
+                    case WorkerExited() as notice if notice.worker == self._worker:
+                        self._fail(WorkerCrashedError(notice.text))
+                    case LeaseEnded() as notice if notice.lease == self.id:
+                        self._end(LeaseEndedError(f"lease {self.id[:8]} is over: {notice.cause}"))
 
     def _end(self, error: RfaasError) -> None:
         """The lease is over: nothing can be called any more."""
@@ -335,6 +362,11 @@ class Lease(Lanes):
             lane.poll()
             lane.failure = lane.failure or error
         self._install([], self.functions)
+
+
+def _close(fds: Iterable[int]) -> None:
+    for fd in fds:
+        os.close(fd)
 
 
 __all__ = ["Call", "Lease"]

@@ -23,6 +23,7 @@ from rfaas.control import link as links
 from rfaas.control.link import Link, Reply
 from rfaas.errors import (
     ClosedError,
+    LibraryError,
     PeerLostError,
     RfaasError,
     UnavailableError,
@@ -85,7 +86,14 @@ class Session:
         """The link to whoever grants leases, and its address."""
         client = self.config.client
         if client.executor and client.executor != "private":
-            return links.connect(client.executor, self._hello), client.executor
+            try:
+                return links.connect(client.executor, self._hello), client.executor
+            except UnavailableError as error:
+                raise UnavailableError(
+                    f"no executor: {error.text}",
+                    hint="start one with: rfaas serve --role executor --resource-manager none "
+                    f"--address {client.executor}",
+                ) from None
         if not client.executor:
             address = client.resource_manager or self.config.resource_manager.address
             try:
@@ -144,9 +152,10 @@ class Session:
             duration_s=self.config.client.lease_duration_s,
             isolation=self._asked("lease", "isolation", isolation),
         )
+        found = Library.read(library)
         lease = Lease(
             self,
-            Library.read(library),
+            found,
             slots=self._asked("lane", "slots", slots),
             slot_bytes=self._asked("lane", "slot_bytes", slot_bytes),
             hot_timeout_ms=self._asked("lane", "hot_timeout_ms", hot_timeout_ms),
@@ -156,16 +165,20 @@ class Session:
         start = time.monotonic_ns()
         granted = self.ask(wanted, LeaseGranted)
         lease.steps_ns["request"] = time.monotonic_ns() - start
-        try:
-            lease.open(granted)
-        except BaseException:
-            lease.close()
-            raise
-        with self._lock:
+        with self._lock:  # before it is open: loading may take longer than it lasts
             self._leases.add(lease)
             if self._keeper is None:
                 self._keeper = threading.Thread(target=self._keep, name="rfaas-keeper", daemon=True)
                 self._keeper.start()
+        try:
+            lease.open(granted)
+        except BaseException as error:
+            with self._lock:
+                self._leases.discard(lease)
+            lease.close()
+            if isinstance(error, LibraryError):  # the node knows no name of it
+                raise LibraryError(f"library {found.name}: {error.text}", hint=error.hint) from None
+            raise
         return lease
 
     def _asked(self, section: str, key: str, value: object) -> Any:
@@ -232,7 +245,7 @@ class Session:
         if self._closed.is_set():
             return
         self._closed.set()
-        for lease in list(self._leases):
+        for lease in self._kept():
             lease.close()
         if self._keeper is not None:
             self._keeper.join()
@@ -241,17 +254,24 @@ class Session:
             self._private.close()
 
     def _keep(self) -> None:
-        """Renew leases until the session is closed (in a thread of its own)."""
+        """Renew leases until the session is closed (in a thread of its own).
+
+        It waits for no node, so no lease waits for another's.
+        """
         usual_s = pause_s = self.config.client.lease_duration_s / RENEWALS_PER_LEASE
         while not self._closed.wait(pause_s):
             pause_s = usual_s
-            for lease in list(self._leases):
+            for lease in self._kept():
                 try:
                     lease.renew()
                 except (PeerLostError, UnavailableError):
                     pause_s = min(usual_s, RETRY_S)
                 except RfaasError:
                     continue  # the lease notices by itself when its time is up
+
+    def _kept(self) -> list[Lease]:
+        with self._lock:
+            return list(self._leases)
 
     def __enter__(self) -> Session:
         return self

@@ -13,12 +13,19 @@ import logging
 import os
 import socket
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 
 import msgspec
 
 from rfaas.control import sockets
-from rfaas.errors import PeerLostError, ProtocolError, RfaasError, from_wire
+from rfaas.control.link import welcomed
+from rfaas.errors import (
+    PeerLostError,
+    ProtocolError,
+    RfaasError,
+    SystemCallError,
+    from_wire,
+)
 from rfaas.proto.codec import Framer, decode, encode
 from rfaas.proto.messages import PROTOCOL_VERSION, Error, Hello, Message, Welcome
 
@@ -27,6 +34,9 @@ HELLO_TIMEOUT_S = 5.0
 REFUSAL_TIMEOUT_S = 1.0
 REQUEST_TIMEOUT_S = 30.0
 LINKS_MAX = 4096  # per listener
+ACCEPT_PAUSE_S = 0.1  # after a connection that the system would not give us
+
+_LATE = "no message came in time"
 
 log = logging.getLogger("rfaas.control")
 
@@ -99,6 +109,7 @@ class AsyncLink:
 
         Raises:
             PeerLostError: the link is closed, or the peer reads too slowly.
+            SystemCallError: `fds` cannot be duplicated; nothing is sent.
         """
         if self._closed:
             raise PeerLostError(f"lost {self.peer}: the link is closed")
@@ -108,7 +119,7 @@ class AsyncLink:
             raise PeerLostError(
                 f"gave up {self.peer}: it left more than {OUTGOING_BYTES_MAX} bytes unread"
             )
-        self._outgoing.append((data, tuple(os.dup(fd) for fd in fds)))
+        self._outgoing.append((data, _duplicates(fds)))
         self._outgoing_bytes += len(data)
         if self._drained.is_set():
             self._flush()
@@ -180,6 +191,17 @@ class AsyncLink:
             _wake(self._waiter)
 
 
+def _duplicates(fds: Sequence[int]) -> tuple[int, ...]:
+    made: list[int] = []
+    try:
+        made.extend(os.dup(fd) for fd in fds)  # one by one: those before a failure are in
+    except OSError as error:
+        for fd in made:
+            os.close(fd)
+        raise SystemCallError(f"cannot send a descriptor: {error.strerror}") from None
+    return tuple(made)
+
+
 def _wake(waiter: asyncio.Future[None]) -> None:
     if not waiter.done():
         waiter.set_result(None)
@@ -190,16 +212,14 @@ async def connect(address: str, hello: Hello) -> AsyncLink:
 
     Raises:
         UnavailableError: nobody does.
+        ProtocolError: it speaks another version.
     """
     link = AsyncLink(sockets.connect(address), f"the peer at {address}")
     try:
-        welcome = await link.request(hello)
-        if not isinstance(welcome, Welcome):
-            raise ProtocolError(f"{link.peer} answered with {type(welcome).__name__}, no welcome")
+        link.peer = welcomed(await link.request(hello), link.peer)
     except BaseException:
         await link.close()
         raise
-    link.peer = f"{welcome.role} {welcome.name}"
     return link
 
 
@@ -214,6 +234,7 @@ class Listener:
         self._serve = serve
         self._sock = sock
         self._tasks: set[asyncio.Task[None]] = set()
+        self._pause: asyncio.TimerHandle | None = None  # no connection could be had lately
         if sock is not None:
             asyncio.get_running_loop().add_reader(sock, self._accept)
 
@@ -226,6 +247,8 @@ class Listener:
 
     async def close(self) -> None:
         """Stop listening, end all links, wait for their tasks.  Can be called twice."""
+        if self._pause is not None:
+            self._pause.cancel()
         if self._sock is not None:
             asyncio.get_running_loop().remove_reader(self._sock)
             path = self._sock.getsockname()
@@ -245,8 +268,15 @@ class Listener:
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             return
         except OSError as error:
-            log.warning("cannot accept a connection: %s", error.strerror)
+            # It waits in the queue, so the socket stays readable: out of descriptors, say,
+            # we would spin.
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(self._sock)
+            if self._pause is None:
+                log.warning("cannot accept connections: %s; trying again", error.strerror)
+            self._pause = loop.call_later(ACCEPT_PAUSE_S, loop.add_reader, self._sock, self._accept)
             return
+        self._pause = None
         if len(self._tasks) >= LINKS_MAX:
             log.warning("refused a connection: %d are open", LINKS_MAX)
             sock.close()
@@ -259,7 +289,7 @@ class Listener:
             if hello is not None:
                 await self._serve(link, hello)
         except (RfaasError, asyncio.TimeoutError) as error:
-            log.warning("%s: %s", link.peer, error)
+            log.warning("%s: %s", link.peer, error if isinstance(error, RfaasError) else _LATE)
             await refuse(link, 0, error)
         finally:
             await link.close()
@@ -283,6 +313,19 @@ class Listener:
         return hello
 
 
+@contextlib.contextmanager
+def no_silent_end(what: str, lost: Callable[[str], None]) -> Iterator[None]:
+    """For a task that a role cannot do without and nobody waits for: a fault ends the role.
+
+    The traceback is logged, and `lost` hears in a sentence what failed.
+    """
+    try:
+        yield
+    except Exception as error:
+        log.exception("%s failed", what)
+        lost(f"{what} failed: {type(error).__name__}: {error}")
+
+
 async def refuse(link: AsyncLink, request_id: int, error: Exception) -> None:
     """Answer a request with an error, as far as the peer still listens."""
     if isinstance(error, RfaasError):
@@ -290,7 +333,7 @@ async def refuse(link: AsyncLink, request_id: int, error: Exception) -> None:
             id=request_id, code=error.code, text=error.text[:4096], hint=error.hint[:4096]
         )
     else:
-        reply = Error(id=request_id, code="peer-lost", text="no message came in time")
+        reply = Error(id=request_id, code="peer-lost", text=_LATE)
     try:
         link.send(reply)
     except PeerLostError:

@@ -17,13 +17,14 @@ from typing import Protocol
 from msgspec.structs import replace
 
 from rfaas.clock import Clock
-from rfaas.control.aio import AsyncLink, connect
+from rfaas.control.aio import AsyncLink, connect, no_silent_end
 from rfaas.core.lease import Grant
 from rfaas.core.ledger import Ledger
 from rfaas.core.supervisor import Over
 from rfaas.core.tokens import KEY_BYTES, Claims, sign, verify
 from rfaas.errors import PeerLostError, ProtocolError, RfaasError, UnavailableError, UsageError
 from rfaas.proto.messages import (
+    LEASES_PER_JOIN_MAX,
     PROTOCOL_VERSION,
     Beat,
     Done,
@@ -124,6 +125,7 @@ class ManagerAuthority:
         usage: what each lease here has used so far.
         revoke: called with (lease, cause) for a lease that must end.
         joined: called the first time that the manager has taken this node in.
+        lost: called with why if the link cannot be kept up any more, by a fault of ours.
     """
 
     def __init__(
@@ -134,6 +136,7 @@ class ManagerAuthority:
         usage: Callable[[], dict[str, Usage]],
         revoke: Callable[[str, str], None],
         joined: Callable[[], None],
+        lost: Callable[[str], None],
     ) -> None:
         self._address = address
         self._node = node
@@ -141,6 +144,7 @@ class ManagerAuthority:
         self._usage = usage
         self._revoke = revoke
         self._joined = joined
+        self._lost = lost
         self._keys: tuple[bytes, ...] = ()  # of this join and the one before
         self._link: AsyncLink | None = None
         self._unsent: deque[LeaseEnded] = deque(maxlen=UNSENT_MAX)  # while the manager is away
@@ -179,6 +183,10 @@ class ManagerAuthority:
         await asyncio.gather(self._task, return_exceptions=True)
 
     async def _keep_joined(self) -> None:
+        with no_silent_end("the link to the resource manager", self._lost):
+            await self._join_again()
+
+    async def _join_again(self) -> None:
         pause_s, warned = 0.1, False
         hello = Hello(version=PROTOCOL_VERSION, role="executor", name=self._node.node)
         while True:
@@ -199,7 +207,7 @@ class ManagerAuthority:
             pause_s = min(2 * pause_s, 2.0)
 
     async def _serve(self, link: AsyncLink) -> None:
-        live = tuple(self._usage())
+        live = tuple(self._usage())[:LEASES_PER_JOIN_MAX]
         reply = await link.request(replace(self._node, leases=live))
         if not isinstance(reply, NodeJoined):
             raise ProtocolError(f"the manager answered {type(reply).__name__} to JoinNode")

@@ -1,7 +1,7 @@
 """A blocking control link: what clients, workers and the zygote use.
 
-Thread-safe: one request at a time.  Notices that arrive meanwhile are kept in
-`notices`, in order, for whoever cares.
+Thread-safe: one request at a time, and beside it what is posted.  Notices that
+arrive meanwhile are kept in `notices`, in order, for whoever cares.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import socket
 import threading
 import time
 from collections import deque
+from contextlib import suppress
+from itertools import count
 from typing import TypeVar
 
 import msgspec
@@ -37,7 +39,8 @@ class Link:
         self._inbox: deque[Message] = deque()
         self._fds: list[int] = []
         self._lock = threading.RLock()
-        self._next_id = 0
+        self._sending = threading.Lock()  # taken after _lock, or alone
+        self._ids = count(1)
         self._lost = False
 
     def fileno(self) -> int:
@@ -53,8 +56,7 @@ class Link:
             RfaasError: the peer answered with an error.
         """
         with self._lock:
-            self._next_id += 1
-            wanted = self._next_id
+            wanted = next(self._ids)
             self.send(msgspec.structs.replace(message, id=wanted), fds)
             deadline = time.monotonic() + timeout_s
             while True:
@@ -66,8 +68,7 @@ class Link:
                     )
                 if reply.id == wanted:
                     break
-                if reply.id == 0:
-                    self._keep(reply)
+                self._keep(reply)
         if isinstance(reply, Error):
             raise from_wire(reply.code, reply.text, reply.hint)
         return reply
@@ -84,13 +85,38 @@ class Link:
     def send(self, message: Message, fds: tuple[int, ...] = ()) -> None:
         """Send a message as it is; blocks while the peer does not read."""
         data = encode(message)
-        with self._lock:
+        with self._lock, self._sending:
             try:
                 sent = sockets.send(self._sock, data, fds)
                 if sent < len(data):
                     self._sock.sendall(data[sent:])
             except OSError as error:
                 raise self._gone(error.strerror) from None
+
+    def post(self, message: Message) -> bool:
+        """Send a request whose reply nobody needs, also while another thread waits for one.
+
+        Returns False where the peer does not read and nothing was sent: try again later.
+        Never waits for a reply; for a frame that another thread sends, SLICE_S at most.
+
+        Raises:
+            PeerLostError: the link is gone.
+        """
+        data = encode(msgspec.structs.replace(message, id=next(self._ids)))
+        if not self._sending.acquire(timeout=SLICE_S):
+            return False
+        try:
+            sent = self._sock.send(data, socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
+            if sent < len(data):
+                self._sock.sendall(data[sent:])
+        except (TimeoutError, BlockingIOError):
+            return False
+        except OSError as error:
+            raise self._gone(error.strerror) from None
+        finally:
+            self._sending.release()
+        self.poll()  # replies of earlier posts must not fill the socket
+        return True
 
     def receive(self, deadline_s: float | None = None) -> Message | None:
         """The next message of any kind; None when `deadline_s` (monotonic) passes first.
@@ -104,9 +130,8 @@ class Link:
                 left_s = 0.0
                 if deadline_s is not None:
                     left_s = max(0.0, deadline_s - time.monotonic())
-                    self._sock.settimeout(min(left_s, SLICE_S))
                 try:
-                    self._take()
+                    self._take(None if deadline_s is None else min(left_s, SLICE_S))
                 except TimeoutError:
                     if left_s <= SLICE_S:
                         return None
@@ -114,7 +139,7 @@ class Link:
                     self._lost = True  # where the next message begins is anybody's guess
                     raise
                 finally:
-                    if not self._lost:
+                    with suppress(OSError):  # another thread has closed the link
                         self._sock.settimeout(None)
             return self._inbox.popleft()
 
@@ -126,7 +151,8 @@ class Link:
         if not self._lock.acquire(blocking=False):
             return False
         try:
-            message = self.receive(time.monotonic() + wait_s if wait_s else 0.0)
+            wait = wait_s and not self.notices  # another thread may have kept what is awaited
+            message = self.receive(time.monotonic() + wait_s if wait else 0.0)
             while message is not None:
                 self._keep(message)
                 message = self.receive(0.0)
@@ -145,8 +171,9 @@ class Link:
         for fd in self.take_fds():
             os.close(fd)
 
-    def _take(self) -> None:
+    def _take(self, timeout_s: float | None) -> None:
         try:
+            self._sock.settimeout(timeout_s)
             data, fds = sockets.receive(self._sock, len(self._fds))
         except (TimeoutError, BlockingIOError):
             raise TimeoutError from None
@@ -158,6 +185,8 @@ class Link:
         self._inbox.extend(decode(body) for body in self._framer.feed(data))
 
     def _keep(self, notice: Message) -> None:
+        if notice.id:
+            return  # a reply that nobody waits for
         if len(self.notices) >= NOTICES_MAX:
             raise ProtocolError(f"{self.peer} sent more than {NOTICES_MAX} notices unasked")
         self.notices.append(notice)
@@ -171,25 +200,27 @@ def greet(sock: socket.socket, peer: str, hello: Hello) -> Link:
     """Say hello on a new socket; the link, once the peer has answered in our version."""
     link = Link(sock, peer)
     try:
-        welcome = link.request(hello)
+        link.peer = welcomed(link.request(hello), peer)
     except PeerLostError as error:
         link.close()
         raise UnavailableError(f"{peer} does not answer: {error.text}") from None
     except BaseException:
         link.close()
         raise
-    if not isinstance(welcome, Welcome):
-        link.close()
-        raise ProtocolError(f"{peer} answered with {type(welcome).__name__}, no welcome")
-    if welcome.version != PROTOCOL_VERSION:
-        link.close()
+    return link
+
+
+def welcomed(reply: Message, peer: str) -> str:
+    """The name of `peer`, from its answer to our Hello; ProtocolError unless it speaks ours."""
+    if not isinstance(reply, Welcome):
+        raise ProtocolError(f"{peer} answered with {type(reply).__name__}, no welcome")
+    if reply.version != PROTOCOL_VERSION:
         raise ProtocolError(
-            f"{welcome.role} {welcome.name} speaks version {welcome.version} of the protocol, "
-            f"this client speaks {PROTOCOL_VERSION}",
+            f"{reply.role} {reply.name} speaks version {reply.version} of the protocol, "
+            f"here it is {PROTOCOL_VERSION}",
             hint="install the same rfaas on both nodes",
         )
-    link.peer = f"{welcome.role} {welcome.name}"
-    return link
+    return f"{reply.role} {reply.name}"
 
 
 def connect(address: str, hello: Hello) -> Link:

@@ -70,14 +70,3 @@ def usage_of(
         calls=calls,
         failed=min(carried.failed + total(ACCOUNT_FAILED), calls),
     )
-
-
-def add(a: Usage, b: Usage) -> Usage:
-    """The usage of two leases together."""
-    return Usage(
-        allocated_ns=min(a.allocated_ns + b.allocated_ns, COUNT_MAX),
-        polling_ns=min(a.polling_ns + b.polling_ns, COUNT_MAX),
-        executing_ns=min(a.executing_ns + b.executing_ns, COUNT_MAX),
-        calls=min(a.calls + b.calls, COUNT_MAX),
-        failed=min(a.failed + b.failed, COUNT_MAX),
-    )

@@ -18,7 +18,7 @@ all have ended; a lease is on one node; it ends once.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, KeysView, Mapping
 from itertools import chain
 
 from rfaas.core.lease import CAUSES, LIVE, Ended, Grant, Lease
@@ -28,7 +28,7 @@ from rfaas.proto.messages import LeaseReport, NodeReport, Usage
 
 CORES_MAX = 65536
 MEMORY_BYTES_MAX = 2**60
-NODES_MAX = 16384  # joining past it is refused
+NODES_MAX = 16384  # joining past it makes the node go that has been lost longest
 ENDED_MAX = 1024  # ended leases kept for display; the oldest go first
 
 
@@ -48,6 +48,8 @@ class Ledger:
         self._news: list[Ended] = []  # for the next tick
         self._fence = 0
         self._due_s = math.inf  # no later than the first deadline; renewals may leave it early
+        self._ticked_s = math.inf  # when `tick` last ran
+        self.away_s = self._silence_max_s / 2  # between two ticks, past which we were away
 
     # Nodes
 
@@ -73,7 +75,7 @@ class Ledger:
         _check_amounts(cores, memory_bytes)
         known = self._nodes.get(node)
         if known is None and len(self._nodes) >= NODES_MAX:
-            raise CapacityError(f"node {node} cannot join: {NODES_MAX} nodes are the most")
+            self._forget_lost(node)
         joined = self._add_node(node, address, incarnation, cores, memory_bytes, isolation, now_s)
         joined.state = "up"
         held = [self._live[lease] for lease in known.leases] if known else []
@@ -202,8 +204,21 @@ class Ledger:
     def tick(self, now_s: float) -> list[Ended]:
         """What has ended by `now_s`: leases past their deadline, leases of silent nodes.
 
-        Cheap while nothing is due, so call it before every event.
+        Cheap while nothing is due, so call it before every event, and more often
+        than each `away_s`.
+
+        Who ticks later than that was away itself (stopped, swapped out, on a paused
+        machine), and the beats of meanwhile wait unread: each node may then be silent
+        for as long again.  Leases get no such grace, though renewals may wait as well:
+        the node of a lease ends it by the deadline in its token, whether anybody is
+        here or not, and takes no later token for it.  What the book kept longer would
+        be a lease that nobody serves.
         """
+        if now_s - self._ticked_s > self.away_s:
+            for node in self._nodes.values():
+                if node.silent_until_s < math.inf:  # up, or restored and about to join
+                    node.silent_until_s = now_s + self._silence_max_s
+        self._ticked_s = now_s
         if now_s >= self._due_s:
             for lease in [one for one in self._live.values() if one.ends_at_s <= now_s]:
                 self._news.append(self._close(lease, "expired", now_s))
@@ -259,6 +274,11 @@ class Ledger:
         """The lease, live or lately ended."""
         return self._live.get(lease) or self._ended.get(lease)
 
+    @property
+    def names(self) -> KeysView[str]:
+        """The nodes that are known, up or lost."""
+        return self._nodes.keys()
+
     def nodes(self, now_s: float, after: str = "", most: int | None = None) -> list[NodeReport]:
         """The nodes in order of name; a page of them is the `most` that follow `after`."""
         names = sorted(name for name in self._nodes if name > after)[:most]
@@ -277,6 +297,12 @@ class Ledger:
         return [shown[lease].report(now_s) for lease in ids]
 
     # Private
+
+    def _forget_lost(self, joining: str) -> None:
+        lost = [node for node in self._nodes.values() if node.state == "lost" and not node.leases]
+        if not lost:
+            raise CapacityError(f"node {joining} cannot join: {NODES_MAX} nodes are the most")
+        del self._nodes[min(lost, key=lambda node: node.beat_at_s).node]
 
     def _add_node(
         self,

@@ -15,10 +15,12 @@ from rfaas.clock import Clock
 from rfaas.config import ExecutorConfig
 from rfaas.core.supervisor import Action, Exited, Kill, LeaseOnNode, Over, Supervisor, Worker
 from rfaas.core.tokens import Claims
-from rfaas.errors import CapacityError, LibraryError, UnavailableError
+from rfaas.errors import CapacityError, LibraryError, RfaasError, UnavailableError
 from rfaas.launch.libraries import Libraries
 from rfaas.launch.workers import WorkerProcess, Zygote, exit_text
 from rfaas.proto.messages import LoadLibrary, StartWorker, Usage
+
+PATIENCE_MIN_S = 0.05  # between two looks at what is ending, even with no stop_grace_s
 
 log = logging.getLogger("rfaas.executor")
 
@@ -31,7 +33,7 @@ class Pool:
         zygote: its process id and socket, now the pool's.
         exited: called with (lease, worker's number, text) when a worker is gone.
         over: called with what is known of a lease when it is over.
-        lost: called if the zygote is gone and no worker can be started any more.
+        lost: called, with why, if the zygote is gone and no worker can be started any more.
     """
 
     def __init__(
@@ -42,7 +44,7 @@ class Pool:
         zygote: tuple[int, socket.socket],
         exited: Callable[[str, int, str], None],
         over: Callable[[Over], None],
-        lost: Callable[[], None],
+        lost: Callable[[str], None],
     ) -> None:
         self.libraries = Libraries(config.library_cache_bytes_max)
         self._config = config
@@ -54,6 +56,7 @@ class Pool:
         self._over = over
         self._changed = asyncio.Condition()
         self._closing: set[asyncio.Task[None]] = set()
+        self._patience_s = max(config.stop_grace_s, PATIENCE_MIN_S)
 
     @property
     def leases(self) -> dict[str, LeaseOnNode]:
@@ -81,6 +84,7 @@ class Pool:
 
         Raises:
             UnavailableError: the library is not here; send it.
+            LeaseEndedError: the lease is over, or ended while the worker came up.
             RfaasError: whatever the worker met; it is gone then.
         """
         library_fd = self.libraries.find(request.sha256)
@@ -88,7 +92,7 @@ class Pool:
             raise UnavailableError(f"library {request.sha256[:12]} is not on this node; send it")
         lease = self._supervisor.live(request.lease)
         while lease.worker is not None and lease.worker.state == "stopping":
-            await self._wait_for_change(self._config.stop_grace_s)
+            await self._wait_for_change(self._patience_s)
         worker = self._supervisor.start(request.lease)
         process = WorkerProcess(worker.number, len(lease.cpus), request.slots, request.slot_bytes)
         self._processes[worker.number] = process
@@ -112,6 +116,10 @@ class Pool:
                 f"the library was not loaded within {self._config.load_timeout_s:g} s",
                 hint="does a constructor of it wait for something?",
             ) from None
+        except RfaasError:
+            await self._end(worker, process, "it did not load")
+            self._supervisor.live(request.lease)  # if it ended meanwhile, that is why
+            raise
         except BaseException:
             await self._end(worker, process, "it did not load")
             raise
@@ -123,9 +131,14 @@ class Pool:
         worker = self._supervisor.live(lease).worker
         return self._processes.get(worker.number) if worker else None
 
-    async def stop(self, lease: str, reason: str) -> Usage:
-        """End the worker of a live lease; returns what the lease has used, once it is gone."""
+    async def stop(self, lease: str, reason: str, worker: int = 0) -> Usage:
+        """End the worker of a live lease; returns what the lease has used, once it is gone.
+
+        Where `worker` is given and another one serves by now, nothing is ended.
+        """
         found = self._supervisor.live(lease)
+        if worker and found.worker is not None and found.worker.number != worker:
+            return found.used
         process = self.process(lease)
         self._do(self._supervisor.stop(lease, reason))
         if process is not None:
@@ -136,7 +149,7 @@ class Pool:
         """End a lease; returns when its worker is gone and its cores are free."""
         self._do(self._supervisor.close(lease, cause, self._clock.monotonic_s()))
         while lease in self._supervisor.leases:
-            await self._wait_for_change(self._config.stop_grace_s)
+            await self._wait_for_change(self._patience_s)
 
     def end_lease(self, lease: str, cause: str) -> None:
         """The same, without waiting."""

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from rfaas.control.aio import AsyncLink
+from rfaas.control.aio import AsyncLink, no_silent_end
 from rfaas.core.accounting import usage_of
 from rfaas.errors import InternalError, LibraryError, WorkerCrashedError, from_wire
 from rfaas.native._worker import end_ring
@@ -34,16 +34,17 @@ from rfaas.transport import ring
 
 CLOSE_TIMEOUT_S = 2.0  # for the zygote to end its workers; it needs a few milliseconds
 CLOSE_POLL_S = 0.002
+ZYGOTE_GONE = "the zygote is gone: no worker can be started"
 PTHREAD_EXIT_STATUS = 72  # native/lane.c, thread_exited
 
 
 class Zygote:
     """The executor's side of the zygote (`launch/zygote.py`).
 
-    `lost` is called once if it dies before it was closed.
+    `lost` is called once, with why, if it dies before it was closed.
     """
 
-    def __init__(self, pid: int, sock: socket.socket, lost: Callable[[], None]) -> None:
+    def __init__(self, pid: int, sock: socket.socket, lost: Callable[[str], None]) -> None:
         self._pid = pid
         self._link = AsyncLink(sock, "the zygote")
         self._lost = lost
@@ -84,6 +85,16 @@ class Zygote:
         os.waitpid(self._pid, 0)  # noqa: ASYNC222 - it was killed
 
     async def _read(self) -> None:
+        with no_silent_end("the link to the zygote", lambda _: None):  # what follows is the same
+            await self._read_all()
+        error = InternalError(ZYGOTE_GONE)
+        waiting: list[asyncio.Future[Any]] = [*self._spawning.values(), *self._deaths.values()]
+        for future in waiting:
+            if not future.done():
+                future.set_exception(error)
+        self._lost(ZYGOTE_GONE)
+
+    async def _read_all(self) -> None:
         while (message := await self._link.receive()) is not None:
             match message:
                 case WorkerSpawned():
@@ -92,14 +103,12 @@ class Zygote:
                     answer = self._spawning.pop(message.id)
                     if not answer.done():  # who asked may have gone
                         answer.set_result((message.pid, death))
+                case Error() if message.id in self._spawning:
+                    answer = self._spawning.pop(message.id)
+                    if not answer.done():
+                        answer.set_exception(from_wire(message.code, message.text, message.hint))
                 case WorkerDied():
                     self._deaths.pop(message.pid).set_result(message.status)
-        error = InternalError("the zygote is gone: no worker can be started")
-        waiting: list[asyncio.Future[Any]] = [*self._spawning.values(), *self._deaths.values()]
-        for future in waiting:
-            if not future.done():
-                future.set_exception(error)
-        self._lost()
 
 
 class WorkerProcess:

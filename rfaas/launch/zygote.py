@@ -18,8 +18,8 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from rfaas.control.link import Link
-from rfaas.errors import PeerLostError
-from rfaas.proto.messages import KillWorker, SpawnWorker, WorkerDied, WorkerSpawned
+from rfaas.errors import PeerLostError, SystemCallError
+from rfaas.proto.messages import Error, KillWorker, SpawnWorker, WorkerDied, WorkerSpawned
 
 WorkerMain = Callable[[Link], int]
 
@@ -48,6 +48,8 @@ def start(load: Callable[[], WorkerMain]) -> tuple[int, socket.socket]:
         status = 0
     except KeyboardInterrupt:
         status = 130
+    except Exception:  # noqa: BLE001 - nobody is above us, and all workers end with us
+        traceback.print_exc()
     finally:
         os._exit(status)
 
@@ -86,12 +88,26 @@ def _obey(link: Link, workers: set[int], worker_main: WorkerMain) -> None:
         match message:
             case SpawnWorker():
                 (fd,) = link.take_fds()
-                pid = _fork_worker(fd, worker_main)
-                os.close(fd)
-                workers.add(pid)
-                link.send(WorkerSpawned(id=message.id, pid=pid))
+                try:
+                    pid = _fork_worker(fd, worker_main)
+                except OSError as error:  # its own lease's loss, and nobody else's
+                    link.send(_no_fork(message.id, error))
+                else:
+                    workers.add(pid)
+                    link.send(WorkerSpawned(id=message.id, pid=pid))
+                finally:
+                    os.close(fd)
             case KillWorker() if message.pid in workers:
                 _kill(message.pid)
+
+
+def _no_fork(request_id: int, error: OSError) -> Error:
+    return Error(
+        id=request_id,
+        code=SystemCallError.code,
+        text=f"cannot fork a worker: {error.strerror}",
+        hint="the node's limit of processes (`ulimit -u`, pids.max) or its memory is used up",
+    )
 
 
 def _reap(link: Link, workers: set[int]) -> None:

@@ -9,7 +9,6 @@ cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport uint32_t, uint64_t
-from libc.string cimport memcpy
 
 from collections import deque
 
@@ -24,13 +23,13 @@ from rfaas.native._window cimport (
     WAIT_ENDED,
     WAIT_INVALID,
     Lane,
+    again,
     bytes_of,
     lend,
     monotonic_ns,
     nonsense,
     ns_to_ticks,
     result_of,
-    ring_input,
     ticks,
     ticks_calibrate,
     window_in_flight,
@@ -45,133 +44,33 @@ from rfaas.native._window cimport (
 
 cdef uint64_t SLICE_NS = 50_000_000     # longest sleep between two looks at the control link
 cdef uint64_t NEVER = 0xFFFFFFFFFFFFFFFF
-cdef uint64_t WATCH_NS = 20_000         # spin while another thread polls the lane
+cdef uint64_t WATCH_NS = 20_000         # one spin, or the first sleep, while another thread polls
+cdef uint64_t WATCH_SLEEP_NS_MAX = 1_000_000
+cdef double NEVER_S = 3e9               # a century: longer than that is for ever, also inf
 cdef Py_ssize_t COPY_WITH_GIL_MAX = 65536  # above, releasing the GIL costs less than the copy
+
+cdef enum: NOT_LATE, LATE, IMPATIENT    # what Lanes.wait says
 
 ticks_calibrate()
 
 
-@cython.final
-@cython.no_gc_clear
-cdef class Call:
-    """A call in flight, in the manner of concurrent.futures.Future.
-
-    Whoever waits for it polls the lane: there is no helper thread, until
-    `add_done_callback` asks for one.  Dropping it abandons the call, which runs on.
-    """
-
-    cdef Lanes lanes
-    cdef Lane lane
-    cdef uint32_t slot
-    cdef double limit_s          # of the call, from its start; -1.0 for none
-    cdef uint64_t deadline       # in monotonic nanoseconds, 0 for none
-    cdef bint claimed            # a thread is taking the result out of the slot, or has
-    cdef bint settled
-    cdef readonly str function
-    cdef object value
-    cdef object error
-    cdef list callbacks
-
-    def __dealloc__(self):
-        if not self.claimed and self.lane is not None:
-            self.lane.holders[self.slot] = NULL
-            if self.lane.failure is None:
-                self.lane.drop(self.slot)
-
-    cdef int settle(self, bint copy) except -1:
-        """Take the result out of the slot, or the lane's failure if it never comes."""
-        if self.settled:
-            return 0
-        if self.claimed:
-            with nogil:  # which that thread may wait for
-                window_watch(&self.lane.w, NO_SLOT, ns_to_ticks(WATCH_NS))
-            return 0
-        if window_state(&self.lane.w, self.slot) == CALL_DONE:
-            self.claimed = True
-            self.lane.holders[self.slot] = NULL
-            try:
-                self.value = result_of(self.lane, self.slot, self.function, copy)
-            except Exception as error:
-                self.error = error
-        elif self.lane.failure is not None:
-            self.claimed = True
-            self.lane.holders[self.slot] = NULL
-            self.error = again(self.lane.failure)
-        else:
-            return 0
-        self.settled = True
-        callbacks, self.callbacks = self.callbacks, None
-        for callback in callbacks or ():
-            self.lanes._call_back(callback, self)
-        return 0
-
-    def done(self):
-        """Whether `result` would return, or raise, at once."""
-        if not self.settled:
-            self.lane.poll()
-            self.settle(False)
-        return self.settled
-
-    def running(self):
-        return not self.done()
-
-    def cancel(self):
-        """False: a call cannot be taken back once it is in the worker's memory."""
-        return False
-
-    def cancelled(self):
-        return False
-
-    def exception(self, timeout=None):
-        """Wait as `result` does; the error that the call ended with, or None."""
-        cdef uint64_t patience = 0 if timeout is None else deadline_in(timeout)
-        while not self.settled:
-            self.lanes.wait(
-                self.lane, self.slot, self.limit_s, self.deadline, patience, self.function, self
-            )
-            self.settle(False)
-        return self.error
-
-    def result(self, timeout=None):
-        """The memoryview of the result, as `Lanes.call` returns it.
-
-        Raises:
-            TimeoutError: none came within `timeout` seconds; the call goes on.
-            RfaasError: what `Lanes.call` raises.
-        """
-        error = self.exception(timeout)
-        if error is not None:
-            raise error
-        return self.value
-
-    def add_done_callback(self, callback):
-        """Call `callback(self)` once it is done: at once, or from a thread that waits for it."""
-        if self.done():
-            self.lanes._call_back(callback, self)
-        elif self.callbacks is None:
-            self.callbacks = [callback]
-            self.lanes._watch(self)
-        else:
-            self.callbacks.append(callback)
+include "future.pxi"
 
 
 cdef uint64_t deadline_in(double seconds) noexcept:
-    """The monotonic time in nanoseconds, `seconds` from now; 0 (never) for a negative span."""
-    return monotonic_ns() + <uint64_t>(seconds * 1e9) if seconds >= 0 else 0
-
-
-cdef object again(object failure):
-    """The same error once more: each raise gets a traceback of its own."""
-    return type(failure)(failure.text, hint=failure.hint)
+    """Monotonic nanoseconds, `seconds` from now; 0 (never) for a negative span or a century."""
+    return monotonic_ns() + <uint64_t>(seconds * 1e9) if 0 <= seconds < NEVER_S else 0
 
 
 cdef class Lanes:
     """The lanes of a lease.  Hooks for the class above it:
 
     `_revive()` before a call when there is no lane; `_lost(lane)` when a worker is gone;
-    `_check(lane)` at least every 50 ms of a wait; `_late(lane, name, timeout_s)` when a call
-    is past its deadline; `_broken(lane)` when a lane that failed is still in use, which then
-    `_install`s others or none.  `_lost`, `_check` and `_late` set `lane.failure` or raise.
+    `_check(lane)` about every 50 ms of a wait; `_late(lane, name, timeout_s)` when a call is
+    past its deadline, which returns the error of that call; `_broken(lane)` when a lane that
+    failed is still in use, which then `_install`s others or none.  `_lost`, `_check` and
+    `_late` set `lane.failure`, or leave it.  Each may let other threads in, so whatever was
+    known of `lanes` before has to be looked at again.
     """
 
     cdef list lanes
@@ -208,12 +107,11 @@ cdef class Lanes:
     cdef Lane pick(self):
         """The lane with the most free slots; the first of equals, which is the hottest."""
         cdef Lane lane, best
-        cdef Py_ssize_t count = len(self.lanes)
-        if count == 0:
+        while not self.lanes:
             self._revive()
-            count = len(self.lanes)
+        # SAFETY: no Python code, hence no other thread, has run since the list was seen filled.
         best = <Lane>self.lanes[0]
-        if count > 1 and window_in_flight(&best.w):
+        if window_in_flight(&best.w) and len(self.lanes) > 1:
             for item in self.lanes:
                 lane = <Lane>item
                 lane.poll()
@@ -230,6 +128,8 @@ cdef class Lanes:
         """A free slot; makes room, or waits for a call in flight to make some."""
         cdef uint32_t slot = window_take(&lane.w)
         cdef bint hopeless
+        cdef int rc
+        cdef uint64_t start = ticks() if slot == NO_SLOT else 0, nap_ns = 0
         while slot == NO_SLOT:
             if lane.failure is not None:
                 raise again(lane.failure)
@@ -243,8 +143,19 @@ cdef class Lanes:
                         "results and maps",
                         hint="release some, or lease with more slots",
                     )
-                self.wait(lane, NO_SLOT, limit_s, deadline, 0, name, None)
+                if lane.polling or not window_in_flight(&lane.w):
+                    # Any change of another thread's may be what it waits for.
+                    self.watch(lane, NO_SLOT, self.spin_ticks, start, deadline, &nap_ns)
+                    PyErr_CheckSignals()
+                    rc = LATE if deadline and monotonic_ns() >= deadline else NOT_LATE
+                else:
+                    rc = self.wait(lane, NO_SLOT, self.spin_ticks, deadline, 0, None)
                 window_sweep(&lane.w)
+                if rc == LATE and not lane.w.free_count:
+                    raise errors.DeadlineExceededError(
+                        f"no slot was free for a call of {name} within {limit_s:g} s",
+                        hint="raise timeout, or lease with more slots",
+                    )
             slot = window_take(&lane.w)
         return slot
 
@@ -308,11 +219,7 @@ cdef class Lanes:
             else:
                 slot = self.take(lane, limit_s, deadline, name)
                 if view.len > COPY_WITH_GIL_MAX:
-                    lane.busy += 1
-                    with nogil:
-                        memcpy(ring_input(&lane.w.ring, slot), view.buf, view.len)
-                    lane.busy -= 1
-                    window_put(&lane.w, slot, function, NULL, view.len)
+                    lane.put_large(slot, function, view.buf, view.len)
                 else:
                     window_put(&lane.w, slot, function, view.buf, view.len)
         finally:
@@ -321,20 +228,38 @@ cdef class Lanes:
         slot_out[0] = slot
         return lane
 
+    cdef int watch(
+        self, Lane lane, uint32_t slot, uint64_t spin, uint64_t start, uint64_t until,
+        uint64_t *nap_ns
+    ) noexcept:
+        """Wait a little for what another thread collects: until `spin` ticks after `start`
+        it spins, then it sleeps, longer each time but not past `until` (0: never)."""
+        cdef int rc
+        cdef uint64_t now, sleep_ns = 0, turn = ns_to_ticks(WATCH_NS)
+        if ticks() - start >= spin:
+            turn = 0
+            sleep_ns = nap_ns[0] = min(max(2 * nap_ns[0], WATCH_NS), WATCH_SLEEP_NS_MAX)
+            if until:
+                now = monotonic_ns()
+                sleep_ns = min(sleep_ns, until - now if until > now else 1)
+        with nogil:
+            rc = window_watch(&lane.w, slot, turn, sleep_ns)
+        return rc
+
     cdef int wait(
-        self, Lane lane, uint32_t slot, double limit_s, uint64_t deadline, uint64_t patience,
-        object name, Call call
+        self, Lane lane, uint32_t slot, uint64_t spin, uint64_t deadline, uint64_t patience,
+        Call call
     ) except -1:
         """Return when the call in `slot` (NO_SLOT: any) is done or its lane has failed.
 
-        Past `deadline` (the call's, of `limit_s` seconds) its worker is ended; past `patience`
-        (the caller's) TimeoutError is raised and the call goes on; both in monotonic
-        nanoseconds, 0 for never.  `call`, where there is one, is that call's future: another
-        thread may settle it.
+        Before that, LATE past `deadline` (the call's) and IMPATIENT past `patience` (the
+        caller's), both in monotonic nanoseconds, 0 for never.  It spins for `spin` ticks.
+        `call`, where there is one, is that call's future: another thread may settle it.
         """
         cdef int rc
-        cdef uint64_t now, sleep_ns = SLICE_NS, spin = self.spin_ticks
-        cdef uint64_t checked = ticks(), slice_ticks = ns_to_ticks(SLICE_NS)
+        cdef uint64_t now, nap_ns = 0, sleep_ns = SLICE_NS, budget = spin
+        cdef uint64_t start = ticks(), checked = start
+        cdef uint64_t check_ticks = ns_to_ticks(SLICE_NS - SLICE_NS // 8)  # clocks differ a little
         cdef uint64_t until = min(deadline or NEVER, patience or NEVER)
         if until != NEVER:
             now = monotonic_ns()
@@ -342,38 +267,36 @@ cdef class Lanes:
             spin = min(spin, ns_to_ticks(sleep_ns))
         while slot == NO_SLOT or window_state(&lane.w, slot) != CALL_DONE:
             if lane.failure is not None or (call is not None and call.claimed):
-                return 0
+                return NOT_LATE
             if lane.polling or not window_in_flight(&lane.w):
-                with nogil:
-                    rc = window_watch(&lane.w, slot, ns_to_ticks(WATCH_NS))
-                if slot == NO_SLOT:  # any change of another thread's may be what it waits for
-                    return PyErr_CheckSignals()
-                if rc != WAIT_DONE and ticks() - checked < slice_ticks and until == NEVER:
-                    continue  # who polls looks after the link and after signals
-                checked = ticks()
+                if slot == NO_SLOT:
+                    return NOT_LATE
+                rc = self.watch(lane, slot, budget, start, 0 if until == NEVER else until, &nap_ns)
             else:
                 lane.polling = True
                 with nogil:
                     rc = window_wait(&lane.w, slot, spin, sleep_ns)
                 lane.polling = False
+                spin = 0
             if rc == WAIT_DONE:
-                return 0
-            PyErr_CheckSignals()
+                return NOT_LATE
             if rc == WAIT_INVALID:
                 lane.failure = lane.failure or nonsense()
             elif rc == WAIT_ENDED:
                 self._lost(lane)
-            else:
+            elif ticks() - checked >= check_ticks:
                 self._check(lane)
+                checked = ticks()
+            PyErr_CheckSignals()
             if until != NEVER and lane.failure is None:
                 now = monotonic_ns()
                 if deadline and now >= deadline:
-                    self._late(lane, name, limit_s)
+                    return LATE
                 if patience and now >= patience:
-                    raise TimeoutError(f"no result of {name} yet; the call goes on")
+                    self._check(lane)  # who comes again and again with little patience hears too
+                    return IMPATIENT
                 sleep_ns = min(SLICE_NS, until - now if until > now else 1)
-            spin = 0
-        return 0
+        return NOT_LATE
 
     cdef int collect(
         self, Lane lane, uint32_t slot, double limit_s, uint64_t deadline, object name
@@ -381,7 +304,8 @@ cdef class Lanes:
         """Wait for a call of which nobody else knows; if it fails, its slot is let go."""
         lane.busy += 1
         try:
-            self.wait(lane, slot, limit_s, deadline, 0, name, None)
+            if self.wait(lane, slot, self.spin_ticks, deadline, 0, None) == LATE:
+                raise self._late(lane, name, limit_s)
             if window_state(&lane.w, slot) != CALL_DONE:
                 raise again(lane.failure)
         except BaseException:

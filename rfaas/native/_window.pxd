@@ -53,7 +53,7 @@ cdef extern from "window.h" nogil:
     void window_close(window *w)
     int window_poll(window *w)
     int window_wait(window *w, uint32_t slot, uint64_t spin_ticks, uint64_t sleep_ns)
-    int window_watch(window *w, uint32_t slot, uint64_t spin_ticks)
+    int window_watch(window *w, uint32_t slot, uint64_t spin_ticks, uint64_t sleep_ns)
     uint32_t window_in_flight(const window *w)
     uint32_t window_state(const window *w, uint32_t slot)
     uint32_t window_take(window *w)
@@ -78,9 +78,13 @@ cdef class Lane:
     cdef void unpin(self, uint32_t slot) noexcept
     cdef void drop(self, uint32_t slot) noexcept
     cdef uint32_t buffer_slot(self, const void *data) noexcept
+    cdef int put_large(
+        self, uint32_t slot, uint32_t function, const void *data, uint32_t size
+    ) except -1
 
 
 cdef object nonsense()
+cdef object again(object failure)
 cdef object result_of(Lane lane, uint32_t slot, object name, bint copy)
 cdef bytes bytes_of(Lane lane, uint32_t slot, object name)
 cdef object lend(Lane lane, uint32_t slot, Py_ssize_t size)

@@ -98,6 +98,23 @@ cdef class Lane:
             return NO_SLOT
         return slot
 
+    cdef int put_large(
+        self, uint32_t slot, uint32_t function, const void *data, uint32_t size
+    ) except -1:
+        """As window_put, for inputs that take longer to copy than the GIL to let go."""
+        self.busy += 1
+        with nogil:
+            # SAFETY: the slot is the caller's, who has compared `size` with slot_bytes.
+            memcpy(ring_input(&self.w.ring, slot), data, size)
+        self.busy -= 1
+        window_put(&self.w, slot, function, NULL, size)
+        return 0
+
+
+cdef object again(object failure):
+    """The same error once more: each raise gets a traceback of its own."""
+    return type(failure)(failure.text, hint=failure.hint)
+
 
 cdef object nonsense():
     return errors.ProtocolError(

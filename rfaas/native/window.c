@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <sched.h>
 #include <stdlib.h>
+#include <time.h>
 
 #define SPINS_PER_CHECK 64
 #define YIELD_NS 20000 /* of spinning, then a worker that shares our processor may run */
@@ -158,7 +159,8 @@ int window_wait(window *w, uint32_t slot, uint64_t spin_ticks, uint64_t sleep_ns
     return satisfied(w, slot, collected) ? WAIT_DONE : WAIT_AGAIN;
 }
 
-int window_watch(window *w, uint32_t slot, uint64_t spin_ticks) {
+int window_watch(window *w, uint32_t slot, uint64_t spin_ticks, uint64_t sleep_ns) {
+    const struct timespec nap = {(time_t)(sleep_ns / 1000000000u), (long)(sleep_ns % 1000000000u)};
     const uint64_t start = ticks();
     while (ticks() - start < spin_ticks) {
         for (int i = 0; i < SPINS_PER_CHECK; i++) {
@@ -168,5 +170,7 @@ int window_watch(window *w, uint32_t slot, uint64_t spin_ticks) {
         }
         sched_yield(); /* that thread may be waiting for our processor */
     }
-    return WAIT_AGAIN;
+    if (sleep_ns)
+        clock_nanosleep(CLOCK_MONOTONIC, 0, &nap, NULL); /* cut short by a signal, as it should */
+    return slot != UINT32_MAX && window_state(w, slot) == CALL_DONE ? WAIT_DONE : WAIT_AGAIN;
 }

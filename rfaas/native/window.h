@@ -63,9 +63,9 @@ int window_poll(window *w);
  * sleep for at most `sleep_ns`. */
 int window_wait(window *w, uint32_t slot, uint64_t spin_ticks, uint64_t sleep_ns);
 
-/* Wait for another thread's poll to complete the call in `slot` (UINT32_MAX: just wait), for
- * at most `spin_ticks`. */
-int window_watch(window *w, uint32_t slot, uint64_t spin_ticks);
+/* Wait for another thread's poll to complete the call in `slot` (UINT32_MAX: just wait): spin
+ * for `spin_ticks`, then sleep for `sleep_ns`, from which nobody wakes. */
+int window_watch(window *w, uint32_t slot, uint64_t spin_ticks, uint64_t sleep_ns);
 
 static inline uint32_t window_in_flight(const window *w) {
     return load_relaxed(&w->next_request) - load_acquire(&w->next_response);

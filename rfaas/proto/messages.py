@@ -45,6 +45,9 @@ PROTOCOL_VERSION = 1
 FRAME_BYTES_MAX = 64 * 1024
 LIBRARY_PART_BYTES_MAX = 48 * 1024  # leaves room for the frame's other fields
 LIBRARY_BYTES_MAX = 512 * 1024 * 1024
+# 34 bytes each, beside names of 3 KiB: what a frame holds.  A manager that knows the node keeps
+# those beyond; to one that does not they are unknown, and they end by their tokens' time.
+LEASES_PER_JOIN_MAX = 1800
 
 Name = Annotated[str, Meta(min_length=1, max_length=255)]
 Address = Annotated[str, Meta(min_length=1, max_length=255)]
@@ -162,7 +165,7 @@ class JoinNode(Message, frozen=True):
     cores: Cores
     memory_bytes: Bytes
     isolation: Annotated[tuple[Name, ...], Meta(max_length=16)]
-    leases: Annotated[tuple[LeaseId, ...], Meta(max_length=1024)] = ()
+    leases: Annotated[tuple[LeaseId, ...], Meta(max_length=LEASES_PER_JOIN_MAX)] = ()
 
 
 class NodeJoined(Message, frozen=True):
@@ -333,9 +336,14 @@ class Functions(Message, frozen=True):
 
 
 class StopWorker(Message, frozen=True):
-    """End the lease's worker at once; the lease lives on."""
+    """End the lease's worker at once; the lease lives on.
+
+    `worker` is its number, 0 whichever serves: one that is gone already is not ended in the
+    person of its successor.
+    """
 
     lease: LeaseId
+    worker: Count = 0
     reason: Text = ""
 
 

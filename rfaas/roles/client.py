@@ -13,7 +13,13 @@ from msgspec.structs import replace
 
 from rfaas.client import Session
 from rfaas.config import Config
-from rfaas.errors import UnavailableError, UsageError
+from rfaas.errors import (
+    OutputTooLargeError,
+    PayloadTooLargeError,
+    UnavailableError,
+    UsageError,
+)
+from rfaas.proto import wire
 from rfaas.proto.messages import LeaseReport, NodeReport
 from rfaas.units import format_bytes, format_ns
 
@@ -39,7 +45,11 @@ def _call(config: Config, options: argparse.Namespace) -> int:
         connected = time.monotonic_ns()
         with session.lease(library=options.library) as lease:
             leased = time.monotonic_ns()
-            result = lease.call(options.function, data)
+            try:
+                result = lease.call(options.function, data)
+            except OutputTooLargeError as error:  # its hint speaks to programs
+                hint = error.hint.replace("lease with slot_bytes=", "call with --slot-bytes ")
+                raise OutputTooLargeError(error.text, hint=hint) from None
             first = time.monotonic_ns()
             _write_output(options.output, result)
             times = []
@@ -56,14 +66,28 @@ def _call(config: Config, options: argparse.Namespace) -> int:
 def _read_input(name: str | None) -> bytes:
     if name is None:
         return b""
+    most = wire.SLOT_BYTES_MAX
     try:
         if name == "-":
-            return sys.stdin.buffer.read()
-        with open(name, "rb") as file:
-            return file.read()
+            data = sys.stdin.buffer.read(most + 1)
+        else:
+            with open(name, "rb") as file:
+                _check_size(name, os.fstat(file.fileno()).st_size)
+                data = file.read(most + 1)
     except OSError as error:
         hint = "INPUT names a file; '-' takes standard input" if not os.path.exists(name) else ""
         raise UsageError(f"cannot read the input {name}: {error.strerror}", hint=hint) from None
+    _check_size(name, len(data))
+    return data
+
+
+def _check_size(name: str, size_bytes: int) -> None:
+    most = wire.SLOT_BYTES_MAX
+    if size_bytes > most:  # standard input is read no further than that
+        raise PayloadTooLargeError(
+            f"the input {name} is too large ({size_bytes} bytes or more), "
+            f"at most {most} ({format_bytes(most)}) are allowed"
+        )
 
 
 def _write_output(name: str | None, result: memoryview) -> None:

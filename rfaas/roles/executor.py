@@ -9,6 +9,7 @@ that is slow to load does not keep a link's end from being noticed.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import secrets
@@ -25,7 +26,13 @@ from rfaas.control import aio
 from rfaas.control.aio import AsyncLink, Listener
 from rfaas.control.authority import Authority, ManagerAuthority, OwnAuthority
 from rfaas.core.supervisor import Over
-from rfaas.errors import InternalError, PeerLostError, ProtocolError, RfaasError
+from rfaas.errors import (
+    InternalError,
+    PeerLostError,
+    ProtocolError,
+    RfaasError,
+    SystemCallError,
+)
 from rfaas.launch.libraries import Upload
 from rfaas.launch.pool import Pool
 from rfaas.proto import messages as m
@@ -62,7 +69,7 @@ class Executor:
         clock: Clock,
         zygote: tuple[int, socket.socket],
         ready: Callable[[str], None],
-        lost: Callable[[], None],
+        lost: Callable[[str], None],
         device: str = "",
     ) -> None:
         cores, cpus = cores_of(config)
@@ -71,6 +78,7 @@ class Executor:
         self._clock = clock
         self._started_s = clock.monotonic_s()
         self._clients: dict[str, Client] = {}  # by lease
+        self._granted: dict[str, Client] = {}  # by lease that we granted and nobody has opened
         self._pool = Pool(config, cpus, clock, zygote, self._exited, self._over, lost)
         self._node = m.JoinNode(
             node=config.name,
@@ -83,6 +91,7 @@ class Executor:
         welcome = m.Welcome(version=m.PROTOCOL_VERSION, role="executor", name=config.name)
         self._welcome = welcome
         self._ready = ready
+        self._lost = lost
         self._authority: Authority = OwnAuthority(self._node, clock)
         self.listener = Listener(welcome, self._serve)
 
@@ -108,14 +117,16 @@ class Executor:
                     f"{where}, lends {self._node.cores} cores; "
                     "next: rfaas call functions/libfunctions.so echo README.md"
                 ),
+                self._lost,
             )
         return None
 
     async def tick(self) -> None:
         """Let time pass, for ever."""
-        while True:
-            await asyncio.sleep(TICK_S)
-            self._pool.tick()
+        with aio.no_silent_end("the executor's clock", self._lost):
+            while True:
+                await asyncio.sleep(TICK_S)
+                self._pool.tick()
 
     async def close(self) -> None:
         """End every lease, worker and link."""
@@ -166,6 +177,9 @@ class Executor:
                 client.upload.close()
             for lease in list(client.leases):
                 self._pool.end_lease(lease, "client-lost")
+            for lease in [one for one, asker in self._granted.items() if asker is client]:
+                del self._granted[lease]
+                self._authority.over(Over(lease, "client-lost", m.Usage()))
 
     async def _reply(self, client: Client, message: m.Message) -> None:
         fds: tuple[int, ...] = ()
@@ -177,7 +191,7 @@ class Executor:
                 case m.OpenLease():
                     reply = await self._open(client, message)
                 case m.StopWorker():
-                    usage = await self._pool.stop(message.lease, message.reason)
+                    usage = await self._pool.stop(message.lease, message.reason, message.worker)
                     reply = m.WorkerStopped(usage=usage)
                 case m.ReleaseLease():
                     reply = await self._release(client, message)
@@ -188,6 +202,7 @@ class Executor:
                 case m.RequestLease():
                     reply = self._authority.answer(message)
                     if isinstance(reply, m.LeaseGranted):
+                        self._keep_granted(client, reply.lease)
                         log.info(
                             "lease %s granted %d cores to %s",
                             reply.lease[:8],
@@ -202,11 +217,25 @@ class Executor:
                     reply = self._adopt(client)
                 case _:
                     raise ProtocolError(f"an executor does not answer {type(message).__name__}")
+            client.link.send(replace(reply, id=message.id), fds)
+        except PeerLostError:
+            pass  # what it has opened ends with its link
         except RfaasError as error:
             await aio.refuse(client.link, message.id, error)
+        except Exception as error:  # without an answer, the client would wait for an hour
+            log.exception("cannot answer %s of %s", type(message).__name__, client.link.peer)
+            await aio.refuse(client.link, message.id, unexpected(error, message))
+        else:
             return
-        with suppress(PeerLostError):
-            client.link.send(replace(reply, id=message.id), fds)
+        if fds and isinstance(message, m.StartWorker):  # it serves, and its client knows nothing
+            with suppress(RfaasError):
+                await self._pool.stop(message.lease, "its client could not be told of it")
+
+    def _keep_granted(self, client: Client, lease: str) -> None:
+        """Its cores are free again when the client goes before it has opened the lease."""
+        self._granted[lease] = client
+        if len(self._granted) > self._node.cores:  # no more can be live: the oldest has expired
+            del self._granted[next(iter(self._granted))]
 
     async def _open(self, client: Client, request: m.OpenLease) -> m.LeaseOpened:
         claims = self._authority.claims(request.token)
@@ -215,6 +244,7 @@ class Executor:
         if owner is not client:
             raise ProtocolError(f"lease {claims.lease[:8]} is open on another link")
         client.leases.add(claims.lease)
+        self._granted.pop(claims.lease, None)
         left_s = max(0.0, lease.ends_at_s - self._clock.monotonic_s())
         return m.LeaseOpened(lease=claims.lease, remaining_s=left_s)
 
@@ -224,6 +254,7 @@ class Executor:
             self._clients.pop(request.lease, None)
             await self._pool.close_lease(request.lease, "released")
             return m.Done()
+        self._granted.pop(request.lease, None)
         return self._authority.answer(request)
 
     async def _start_worker(
@@ -258,6 +289,7 @@ class Executor:
         if client.upload is None or part.offset == 0:
             if client.upload is not None:
                 client.upload.close()
+                client.upload = None
             self._pool.libraries.check(part.size_bytes)
             client.upload = Upload(part)
         upload = client.upload
@@ -304,6 +336,11 @@ class Executor:
 def cores_of(config: ExecutorConfig) -> tuple[int, list[int]]:
     """How many cores the node lends, and the processor for each lane, -1 where unpinned."""
     cpus = sorted(os.sched_getaffinity(0))
+    if config.name == PRIVATE:
+        # Private executors know nothing of each other: each begins elsewhere, or all would pin
+        # their first lane to the same processor.  Pinned still, so that a client can keep off it.
+        start = os.getpid() % len(cpus)
+        cpus = cpus[start:] + cpus[:start]
     if config.cores == "all":
         return len(cpus), cpus
     if config.cores <= len(cpus):
@@ -314,6 +351,18 @@ def cores_of(config: ExecutorConfig) -> tuple[int, list[int]]:
         len(cpus),
     )
     return config.cores, [-1] * config.cores
+
+
+def unexpected(error: Exception, message: m.Message) -> RfaasError:
+    """What a client hears when a request of its failed as we did not foresee."""
+    text = f"the executor cannot answer {type(message).__name__}: "
+    if not isinstance(error, OSError):
+        return InternalError(f"{text}{type(error).__name__}: {error}")
+    files = "its limit of open files is reached; raise it there with `ulimit -n`"
+    return SystemCallError(
+        text + (error.strerror or type(error).__name__),
+        hint=files if error.errno == errno.EMFILE else "",
+    )
 
 
 def private(config: ExecutorConfig) -> ExecutorConfig:
@@ -350,10 +399,10 @@ async def run(
         AddressInUseError, SystemCallError: it cannot listen.
         InternalError: the zygote is gone.
     """
-    broken = asyncio.Event()
+    broken: list[str] = []
 
-    def lost() -> None:
-        broken.set()
+    def lost(why: str) -> None:
+        broken.append(why)
         stop.set()
 
     loop = asyncio.get_running_loop()
@@ -370,5 +419,5 @@ async def run(
         waits[0].cancel()
         await asyncio.gather(ticking, waits[0], return_exceptions=True)
         await executor.close()
-    if broken.is_set():
-        raise InternalError("the zygote is gone: no worker can be started")
+    if broken:
+        raise InternalError(broken[0])

@@ -39,6 +39,7 @@ import rfaas
 from rfaas.clock import Clock
 from rfaas.config import ResourceManagerConfig
 from rfaas.control.aio import AsyncLink, listen
+from rfaas.control.authority import granted
 from rfaas.core import tokens
 from rfaas.core.lease import Ended, Grant
 from rfaas.core.ledger import Ledger
@@ -90,6 +91,7 @@ class ResourceManager:
         self._ledger = Ledger(
             config.heartbeat_s, config.missed_beats_max, config.lease_duration_max_s
         )
+        self.tick_s = min(TICK_S, config.heartbeat_s, self._ledger.away_s / 2)
         self._keeper = Keeper(self._ledger, store, clock)
         self._keeper.restore()
         self._executors: dict[str, Peer] = {}  # by node
@@ -200,7 +202,7 @@ class ResourceManager:
             grant.node,
             grant.client,
         )
-        return self._token(grant)
+        return self._token(grant, asked.id)
 
     def _renew(self, peer: Peer, asked: messages.RenewLease) -> messages.LeaseGranted:
         grant = self._ledger.renew(asked.lease, asked.duration_s, self._clock.monotonic_s())
@@ -208,7 +210,7 @@ class ResourceManager:
         self._keeper.mark_leases(grant.lease)
         self._keeper.save()
         log.info("lease %s renewed for %g s", grant.lease[:8], grant.duration_s)
-        return self._token(grant)
+        return self._token(grant, asked.id)
 
     def _release(self, asked: messages.ReleaseLease) -> messages.Done:
         """Done also where the lease is over or unknown, so it can be asked twice."""
@@ -358,35 +360,13 @@ class ResourceManager:
         if self._executors.get(node) is not peer:
             raise UnavailableError(f"node {node} has not joined on this link", hint="join again")
 
-    def _token(self, grant: Grant) -> messages.LeaseGranted:
+    def _token(self, grant: Grant, request_id: int) -> messages.LeaseGranted:
         node = self._keeper.node(grant.node)
         if node is None:
             raise InternalError(
                 f"lease {grant.lease[:8]} is on node {grant.node}, which has no key"
             )
-        wall_s = self._clock.wall_s()
-        claims = tokens.Claims(
-            lease=grant.lease,
-            client=grant.client,
-            node=grant.node,
-            cores=grant.cores,
-            memory_bytes=grant.memory_bytes,
-            isolation=grant.isolation,
-            duration_s=grant.duration_s,
-            issued_at_s=wall_s,
-            not_after_s=wall_s + grant.duration_s,
-            fence=grant.fence,
-        )
-        return messages.LeaseGranted(
-            lease=grant.lease,
-            node=grant.node,
-            address=grant.address,
-            cores=grant.cores,
-            memory_bytes=grant.memory_bytes,
-            isolation=grant.isolation,
-            duration_s=grant.duration_s,
-            token=tokens.sign(claims, node.key),
-        )
+        return granted(grant, node.key, self._clock.wall_s(), request_id)
 
 
 async def run(
@@ -410,7 +390,7 @@ async def run(
             ready(f"resource manager ready on {config.address}; next: rfaas serve --role executor")
             while not stop.is_set():
                 with suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(stop.wait(), min(TICK_S, config.heartbeat_s))
+                    await asyncio.wait_for(stop.wait(), manager.tick_s)
                 manager.housekeep()
         finally:
             manager.stop()

@@ -14,11 +14,15 @@ import time
 from rfaas import sandbox
 from rfaas.control.link import Link
 from rfaas.core.elf import read_functions
-from rfaas.errors import PeerLostError, ProtocolError, RfaasError
+from rfaas.errors import PeerLostError, ProtocolError, RfaasError, SystemCallError
 from rfaas.native._worker import Library
+from rfaas.proto import wire
 from rfaas.proto.codec import names_page
 from rfaas.proto.messages import Error, LibraryLoaded, LoadLibrary
 from rfaas.transport.serve import Served, serve
+
+_AREAS_PER_SLOT = 4  # of our mapping: input, guard page, output, guard page
+_AREAS_BASE = 1024  # areas of memory that a worker has beside its slots; it has some 300
 
 
 def run(link: Link) -> int:
@@ -54,7 +58,7 @@ def _attend(link: Link, lanes: Served) -> None:
 def _load(link: Link, task: LoadLibrary) -> Served:
     steps = _Steps()
     library_fd, rings_fd, account_fd = link.take_fds()
-    sandbox.level(task.isolation).enter(task.memory_bytes)
+    sandbox.level(task.isolation).enter(task.memory_bytes, len(task.cpus))
     steps.done("confine")
     with mmap.mmap(library_fd, 0, prot=mmap.PROT_READ) as image:
         table = read_functions(image, os.uname().machine)
@@ -62,7 +66,11 @@ def _load(link: Link, task: LoadLibrary) -> Served:
     library = Library(library_fd)
     library.bind(table)
     steps.done("load")
-    lanes = serve(task, library, rings_fd, account_fd)
+    try:
+        lanes = serve(task, library, rings_fd, account_fd)
+    except SystemCallError as error:
+        hint = error.hint or _lanes_hint(rings_fd, len(task.cpus))
+        raise SystemCallError(error.text, hint=hint) from None
     for fd in (library_fd, rings_fd, account_fd):
         os.close(fd)
     steps.done("start_lanes")
@@ -81,6 +89,23 @@ def _load(link: Link, task: LoadLibrary) -> Served:
             )
         )
     return lanes
+
+
+def _lanes_hint(rings_fd: int, lanes: int) -> str:
+    """Which limit stands in the way of so many lanes."""
+    slots = int.from_bytes(os.pread(rings_fd, 4, wire.HEADER_SLOTS), "little")
+    areas = lanes * slots * _AREAS_PER_SLOT
+    with open("/proc/sys/vm/max_map_count") as file:
+        areas_max = int(file.read())
+    if areas + _AREAS_BASE > areas_max:
+        return (
+            f"{lanes} lanes of {slots} slots take {areas} areas of memory, and vm.max_map_count "
+            f"is {areas_max}; lease fewer slots, or raise it on the node with sysctl(8)"
+        )
+    return (
+        f"each of the {lanes} lanes is a thread: is the node's limit of them "
+        "(`ulimit -u`, pids.max) reached, or its memory?"
+    )
 
 
 class _Steps:

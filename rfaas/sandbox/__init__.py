@@ -18,8 +18,8 @@ class Level(Protocol):
 
     name: str
 
-    def enter(self, memory_bytes: int) -> None:
-        """Confine the calling process for good.
+    def enter(self, memory_bytes: int, lanes: int) -> None:
+        """Confine the calling process for good; it will run so many threads of lanes.
 
         Raises:
             SystemCallError: a part of the level cannot be had here.

@@ -11,8 +11,9 @@ import resource
 
 from rfaas.errors import SystemCallError
 
-# What a worker needs before the function allocates anything: interpreter and thread stacks.
+# What a worker needs before the function allocates anything, beside its lanes' stacks.
 _BASE_BYTES = 256 * 1024 * 1024
+_STACK_BYTES = 8 * 1024 * 1024  # of a thread where the stack's size has no limit; more than glibc's
 
 
 class ProcessLevel:
@@ -20,12 +21,20 @@ class ProcessLevel:
 
     name = "process"
 
-    def enter(self, memory_bytes: int) -> None:
+    def enter(self, memory_bytes: int, lanes: int) -> None:
         """Limit private memory to `memory_bytes` (0: no limit) over what a bare worker has."""
         _limit("core dumps", resource.RLIMIT_CORE, 0)
         if memory_bytes:
             # RLIMIT_DATA counts private writable memory; rings are shared and not counted.
-            _limit("private memory", resource.RLIMIT_DATA, _BASE_BYTES + memory_bytes)
+            # It counts a stack in full, touched or not: pthread_create(3) maps it at once.
+            base_bytes = _BASE_BYTES + lanes * stack_bytes()
+            _limit("private memory", resource.RLIMIT_DATA, base_bytes + memory_bytes)
+
+
+def stack_bytes() -> int:
+    """The size of a lane's stack: the default of pthread_create(3)."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_STACK)
+    return _STACK_BYTES if soft == resource.RLIM_INFINITY else soft
 
 
 def _limit(what: str, kind: int, value: int) -> None:

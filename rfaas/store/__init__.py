@@ -59,8 +59,13 @@ class Store(Protocol):
     def load(self) -> Stored:
         """All that was saved and not pruned."""
 
-    def save(self, nodes: Sequence[NodeRecord] = (), leases: Sequence[LeaseRecord] = ()) -> None:
-        """Add or replace these, all or none; they are kept once this returns.
+    def save(
+        self,
+        nodes: Sequence[NodeRecord] = (),
+        leases: Sequence[LeaseRecord] = (),
+        forgotten: Sequence[str] = (),
+    ) -> None:
+        """Add or replace these, drop `forgotten` nodes, all or none; kept once this returns.
 
         Raises:
             SystemCallError: nothing was saved; a later call may succeed.

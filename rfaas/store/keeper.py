@@ -59,8 +59,11 @@ class Keeper:
         return self._nodes.get(node)
 
     def mark_node(self, node: NodeRecord) -> None:
+        """A node has joined; one that the ledger has forgotten for it is marked as well."""
         self._nodes[node.node] = node
         self._unsaved_nodes.add(node.node)
+        if len(self._nodes) > len(self._ledger.names):
+            self._unsaved_nodes |= self._nodes.keys() - self._ledger.names
 
     def mark_leases(self, *leases: str) -> None:
         self._unsaved_leases.update(leases)
@@ -74,19 +77,23 @@ class Keeper:
         leases = [lease for lease in map(self._ledger.find, self._unsaved_leases) if lease]
         # What the ledger has dropped is dropped here, so that the marks are bounded, too.
         self._unsaved_leases = {lease.lease for lease in leases}
+        forgotten = self._unsaved_nodes - self._ledger.names
         if not (self._unsaved_nodes or leases):
             return
         since_1970_s = self._clock.wall_s() - self._clock.monotonic_s()
         try:
             self._store.save(
-                nodes=[self._nodes[node] for node in self._unsaved_nodes],
+                nodes=[self._nodes[node] for node in self._unsaved_nodes - forgotten],
                 leases=[_record(lease, since_1970_s) for lease in leases],
+                forgotten=sorted(forgotten),
             )
         except SystemCallError as error:
             if not self.fails:
                 log.warning("no lease can be granted: %s", error)
             self.fails = True
             raise
+        for node in forgotten:
+            del self._nodes[node]
         self._unsaved_nodes.clear()
         self._unsaved_leases.clear()
         if self.fails:

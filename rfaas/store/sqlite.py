@@ -121,8 +121,16 @@ class SqliteStore:
             )
         return Stored(tuple(map(_node, nodes)), tuple(map(_lease, leases)), fence)
 
-    def save(self, nodes: Sequence[NodeRecord] = (), leases: Sequence[LeaseRecord] = ()) -> None:
+    def save(
+        self,
+        nodes: Sequence[NodeRecord] = (),
+        leases: Sequence[LeaseRecord] = (),
+        forgotten: Sequence[str] = (),
+    ) -> None:
         with self._explained("write"), self._transaction():
+            self._connection.executemany(
+                "DELETE FROM nodes WHERE node = ?", ((node,) for node in forgotten)
+            )
             self._connection.executemany(_SAVE_NODE, map(_node_row, nodes))
             self._connection.executemany(_SAVE_LEASE, map(_lease_row, leases))
             self._connection.execute(

@@ -39,15 +39,17 @@ def create_account(lanes: int) -> int:
 
 def sealed(name: str, parts: list[tuple[int, bytes]], size: int, *, final: bool = True) -> int:
     """A memory file of `size` bytes with `parts` at their offsets; if `final`, its size is."""
-    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    fd = -1
     try:
+        fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(fd, size)
         for offset, part in parts:
             os.pwrite(fd, part, offset)
         if final:
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
     except (OSError, OverflowError) as error:
-        os.close(fd)
+        if fd >= 0:
+            os.close(fd)
         why = error.strerror if isinstance(error, OSError) else error
         raise SystemCallError(f"cannot make {name} of {size} bytes: {why}") from None
     return fd

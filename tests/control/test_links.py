@@ -138,6 +138,52 @@ class TestRequests:
         assert peer.poll(60)
         assert len(peer.notices) == 3
 
+    def test_poll_does_not_wait_for_what_is_kept(
+        self, pair: tuple[socket.socket, socket.socket]
+    ) -> None:
+        peer = Link(pair[0], "a peer")
+        pair[1].sendall(encode(NOTICE))
+        peer.poll(60)
+        peer.poll(60)
+        assert list(peer.notices) == [NOTICE]
+
+    def test_post_while_another_thread_waits_for_a_reply(
+        self, pair: tuple[socket.socket, socket.socket]
+    ) -> None:
+        """The post is sent at once, and its reply is nobody's."""
+        peer, other = Link(pair[0], "a peer"), Link(pair[1], "the other")
+        replies: list[Message] = []
+        thread = threading.Thread(target=lambda: replies.append(peer.request(GetStatus())))
+        thread.start()
+        asked = other.receive()
+        assert isinstance(asked, GetStatus)
+        assert peer.post(Beat(node="a"))
+        posted = other.receive()
+        assert isinstance(posted, Beat)
+        other.send(Done(id=posted.id))
+        other.send(Done(id=asked.id))
+        thread.join()
+        assert replies == [Done(id=asked.id)]
+        assert not peer.notices
+
+    def test_posts_to_a_peer_that_does_not_read(
+        self, pair: tuple[socket.socket, socket.socket]
+    ) -> None:
+        """They are refused once its socket is full, and go on when it reads again."""
+        peer, other = Link(pair[0], "a peer"), Link(pair[1], "the other")
+        sent = 0
+        while peer.post(Beat(node="a")):
+            sent += 1
+        for _ in range(sent):
+            message = other.receive()
+            assert isinstance(message, Beat)
+            other.send(Done(id=message.id))
+            assert peer.post(GetStatus())  # and takes in what came for earlier ones
+        assert not peer.notices
+        pair[1].close()
+        with pytest.raises(PeerLostError):
+            peer.post(Beat(node="a"))
+
     def test_notices_that_nobody_takes(self, pair: tuple[socket.socket, socket.socket]) -> None:
         peer = Link(pair[0], "a chatty peer")
         frame = encode(NOTICE)
@@ -197,6 +243,15 @@ class TestHello:
         with pytest.raises(ProtocolError, match="9"):
             link.greet(pair[0], "the peer", HELLO)
         assert pair[0].fileno() == -1
+
+    def test_other_version_of_an_asyncio_listener(self, address: str) -> None:
+        async def run() -> None:
+            listener = await aio.listen(address, replace(WELCOME, version=9), answer)
+            with pytest.raises(ProtocolError, match="node7 speaks version 9 of the protocol"):
+                await aio.connect(address, HELLO)
+            await listener.close()
+
+        asyncio.run(run())
 
     def test_an_answer_that_is_no_welcome(self, pair: tuple[socket.socket, socket.socket]) -> None:
         pair[1].sendall(encode(Done(id=1)))

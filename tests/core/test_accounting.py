@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from rfaas.core.accounting import COUNT_MAX, add, allocated_ns, usage_of
+from rfaas.core.accounting import COUNT_MAX, allocated_ns, usage_of
 from rfaas.errors import InternalError
 from rfaas.proto import wire
 from rfaas.proto.codec import decode, encode
@@ -81,11 +81,3 @@ def test_allocated() -> None:
     assert allocated_ns(4, 1.5) == 6 * SECOND_NS
     assert allocated_ns(65536, 86400) == 65536 * 86400 * SECOND_NS
     assert allocated_ns(65536, 2 * 86400) == COUNT_MAX
-
-
-def test_add() -> None:
-    a = Usage(allocated_ns=1, polling_ns=2, executing_ns=3, calls=4, failed=5)
-    assert add(a, a) == Usage(allocated_ns=2, polling_ns=4, executing_ns=6, calls=8, failed=10)
-    assert add(a, Usage()) == a
-    top = Usage(allocated_ns=COUNT_MAX, calls=COUNT_MAX)
-    assert add(top, a).allocated_ns == COUNT_MAX

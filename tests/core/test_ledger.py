@@ -274,6 +274,36 @@ def test_a_silent_node_is_lost_with_its_leases() -> None:
     assert request(ledger, B, now_s=4) == "b"
 
 
+def test_a_ledger_that_was_away_takes_no_node_for_silent() -> None:
+    """Its silence may be 3 s: after more than half of that without a tick it starts anew."""
+    ledger = make(("a", 4, 8))
+    request(ledger, A)
+    assert ledger.tick(1) == []
+    assert ledger.tick(1 + 1.501) == []  # silent until 2.501 + 3 from now on
+    for now_s in (4, 5.5):
+        assert ledger.tick(now_s) == []
+    assert ledger.tick(5.501) == [Ended(A, "a", "node-lost")]
+    assert ledger.tick(1000) == []
+    assert [one.state for one in ledger.nodes(1000)] == ["lost"]  # and stays so
+
+
+def test_a_ledger_that_was_away_waits_anew_for_restored_nodes() -> None:
+    ledger = Ledger(heartbeat_s=1.0, missed_beats_max=3, duration_max_s=3600)
+    ledger.restore_node("a", "unix:/run/a", FIRST, 4, 8 * GIB, ("process",), 0)
+    ledger.restore_lease(restored(A, ends_at_s=500.0), 0)
+    assert ledger.tick(0) == []
+    assert ledger.tick(100) == []
+    assert join(ledger, "a", live=(A,), now_s=100) == []
+
+
+def test_leases_expire_also_while_the_ledger_is_away() -> None:
+    ledger = make(("a", 4, 8))
+    request(ledger, A, duration_s=10)
+    assert ledger.tick(0) == []
+    assert ledger.tick(10) == [Ended(A, "a", "expired")]
+    assert [one.state for one in ledger.nodes(10)] == ["up"]
+
+
 def test_an_unknown_node_cannot_beat() -> None:
     with pytest.raises(UnavailableError):
         make().beat("a", {}, 0)
@@ -359,6 +389,12 @@ def test_nodes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(CapacityError, match="node c cannot join: 2 nodes are the most"):
         join(ledger, "c")
     assert join(ledger, "a", now_s=1) == []
+    ledger.lose("a", 2)
+    ledger.lose("b", 3)
+    assert join(ledger, "c", now_s=4) == []
+    assert ledger.names == {"a", "c"}  # b was silent for longer
+    assert join(ledger, "d", now_s=5) == []
+    assert ledger.names == {"c", "d"}
 
 
 def test_a_node_without_cores_cannot_join() -> None:

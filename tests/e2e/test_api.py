@@ -18,6 +18,7 @@ from rfaas.client import Lease, Session
 from rfaas.errors import (
     CapacityError,
     ClosedError,
+    DeadlineExceededError,
     FunctionFailedError,
     UsageError,
     WorkerCrashedError,
@@ -137,6 +138,40 @@ def test_callback_of_a_call_that_crashes(session: Session, hostile: Path) -> Non
         future = lease.submit("crash_segv")
         future.add_done_callback(lambda one: failed.set_result(one.exception()))
         assert isinstance(failed.result(PATIENCE_S), WorkerCrashedError)
+
+
+def test_callback_of_a_call_that_is_late(session: Session, hostile: Path) -> None:
+    failed: concurrent.futures.Future[object] = concurrent.futures.Future()
+    with session.lease(library=hostile) as lease:
+        future = lease.submit("loop_forever", timeout=0.02)
+        future.add_done_callback(lambda one: failed.set_result(one.exception()))
+        assert isinstance(failed.result(PATIENCE_S), DeadlineExceededError)
+        assert lease.call("empty_output") == b""
+
+
+def test_callbacks_do_not_wait_for_one_another(
+    session: Session, held: Path, gate: Callable[[], Gate]
+) -> None:
+    """A slow call's callback is the first to be watched, and the last to be called."""
+    one = gate()
+    called = threading.Semaphore(0)
+    seen: list[str] = []
+
+    def note(future: Call) -> None:
+        seen.append(future.function)
+        called.release()
+
+    with session.lease(cores=2, library=held) as lease:
+        slow = lease.submit("hold", one.data)
+        slow.add_done_callback(note)
+        one.begun()
+        for _ in range(5):
+            lease.submit("copy", b"x").add_done_callback(note)  # on the other lane
+            assert called.acquire(timeout=PATIENCE_S)
+        assert seen == ["copy"] * 5
+        one.release()
+        assert called.acquire(timeout=PATIENCE_S)
+        assert seen[5:] == ["hold"]
 
 
 def test_map_is_in_order_and_lazy(lease: Lease) -> None:

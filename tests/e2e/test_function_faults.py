@@ -6,8 +6,10 @@ import os
 import re
 import signal
 import struct
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -22,6 +24,7 @@ from rfaas.errors import (
     WorkerCrashedError,
 )
 from rfaas.proto import wire
+from rfaas.proto.messages import Message, WorkerExited
 from tests.harness.gate import Gate
 from tests.harness.processes import is_alive, wait_for_end, workers_of
 from tests.harness.site import Site
@@ -206,6 +209,80 @@ def test_deadline_takes_the_calls_behind_it_along(
             assert "a call of hold did not return within 0.05 s" in str(future.exception())
         one.ended()
         assert bytes(lease.call("copy", b"x")) == b"x"
+
+
+def test_two_deadlines_at_once(session: Session, held: Path, gate: Callable[[], Gate]) -> None:
+    """The second to act finds the worker ended and another one there, which it leaves alone."""
+    one = gate()
+    with session.lease(library=held) as lease:
+        (old,) = lease._lanes
+        with pytest.raises(DeadlineExceededError):
+            lease.call("spin", timeout=0.02)
+        future = lease.submit("hold", one.data)
+        worker = one.begun()
+        error = lease._late(old, "spin", 0.02)
+        assert isinstance(error, DeadlineExceededError)
+        lease._broken(old)
+        lease._stop_worker("late", lease._worker - 1)
+        assert workers_of(os.getpid()) == [worker]
+        one.release()
+        assert bytes(future.result()) == one.data
+
+
+def test_no_slot_within_the_deadline(
+    session: Session, held: Path, gate: Callable[[], Gate]
+) -> None:
+    """Nothing of that call was sent, so the worker goes on with the call that has the slot."""
+    one = gate()
+    with session.lease(library=held, slots=1) as lease:
+        future = lease.submit("hold", one.data)
+        worker = one.begun()
+        with pytest.raises(DeadlineExceededError) as late:
+            lease.call("copy", timeout=0.02)
+        assert late.value.text == "no slot was free for a call of copy within 0.02 s"
+        assert workers_of(os.getpid()) == [worker]
+        one.release()
+        assert bytes(future.result()) == one.data
+
+
+def test_a_notice_that_another_thread_takes(session: Session, hostile: Path) -> None:
+    class Taken(deque[Message]):
+        def __bool__(self) -> bool:
+            found = len(self) > 0
+            self.clear()  # by a thread that looks at the same time
+            return found
+
+    with session.lease(library=hostile) as lease:
+        assert lease._link is not None
+        lease._link.notices = Taken([WorkerExited(lease=lease.id, worker=1, text="it died")])
+        lease._listen(0.0)
+        lease._link.notices = deque()
+        assert lives(lease)
+
+
+@pytest.mark.parametrize("where", ["answer", "lanes", "table"])
+def test_interrupted_start(
+    session: Session, hostile: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """Ctrl-C while a worker is started: the next call starts one."""
+    with session.lease(library=hostile) as lease:
+        with pytest.raises(WorkerCrashedError):
+            lease.call("crash_segv")
+        assert lease._link is not None
+
+        def interrupt(*_: object, **__: object) -> NoReturn:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            if where == "answer":
+                patch.setattr(lease._link, "receive", interrupt)
+            elif where == "lanes":
+                patch.setattr("rfaas.transport.shm.TRANSPORT.accept", interrupt, raising=True)
+            else:
+                patch.setattr(lease, "_table", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                lease.call("empty_output")
+        assert lives(lease)
 
 
 def test_worker_killed_in_mid_call(session: Session, held: Path, gate: Callable[[], Gate]) -> None:

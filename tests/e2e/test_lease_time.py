@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from rfaas.errors import LeaseEndedError, UsageError
+from rfaas.client import Lease
+from rfaas.errors import LeaseEndedError, UsageError, WorkerCrashedError
+from tests.functions.build import build_library
 from tests.harness.gate import Gate
 from tests.harness.processes import until, wait_for_end, workers_of
 from tests.harness.site import Site
@@ -100,6 +104,82 @@ def test_renewals_keep_a_lease_alive(
             (report,) = session.leases()
             assert report.age_s > 3 * DURATION_S
             assert 0 < report.remaining_s <= DURATION_S
+
+
+def build_slow(directory: Path, one: Gate) -> Path:
+    """A library that is loaded when the gate is released."""
+    return build_library(directory, "ctor_held", f'-DGATE="{one.path}"')
+
+
+def test_library_that_loads_for_longer_than_its_lease_lasts(
+    site: Site, held: Path, gate: Callable[[], Gate], tmp_path: Path
+) -> None:
+    """When the lease is opened, and when a call starts its next worker; its neighbour lives."""
+    one = gate()
+    slow = build_slow(tmp_path, one)
+    with (
+        site.private_session(client__lease_duration_s=DURATION_S) as session,
+        session.lease(library=held) as neighbour,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        opening = pool.submit(session.lease, library=slow)
+        worker = one.begun()
+        pass_by(2 * DURATION_S)
+        one.release()
+        with opening.result() as lease:
+            os.kill(worker, signal.SIGKILL)
+            with pytest.raises(WorkerCrashedError):
+                lease.call("copy", b"x")
+            calling = pool.submit(lease.call, "copy", b"x")
+            assert one.begun() != worker
+            pass_by(2 * DURATION_S)
+            assert bytes(neighbour.call("copy", b"y")) == b"y"
+            one.release()
+            assert bytes(calling.result()) == b"x"
+
+
+def test_lease_that_expires_while_its_library_loads(
+    site: Site, gate: Callable[[], Gate], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Lease, "renew", lambda _: None)
+    slow = build_slow(tmp_path, gate())
+    with (
+        site.private_session(client__lease_duration_s=DURATION_S) as session,
+        pytest.raises(LeaseEndedError, match=r"lease [0-9a-f]{8} is over: expired"),
+    ):
+        session.lease(library=slow)
+
+
+# Pauses: the settings of a site allow for 10 s of silence, here it is short
+
+
+def test_pause_of_the_manager_ends_no_lease(site: Site, held: Path) -> None:
+    """It wakes to beats that wait in its sockets: it was not the node that was silent."""
+    site.set(resource_manager__missed_beats_max=10)
+    manager = site.start("resource-manager")
+    site.start("executor")
+    with site.session() as session, session.lease(library=held) as lease:
+        manager.signal(signal.SIGSTOP)
+        pass_by(2.0)
+        assert bytes(lease.call("copy", b"x")) == b"x"
+        manager.signal(signal.SIGCONT)
+        assert [one.state for one in session.leases(all=True)] == ["live"]
+        pass_by(0.5)
+        assert [one.state for one in session.leases(all=True)] == ["live"]
+        assert bytes(lease.call("copy", b"x")) == b"x"
+
+
+def test_pause_of_a_node_ends_its_leases(site: Site, held: Path) -> None:
+    """Also where one missed beat is too many, so that the manager must look often."""
+    site.set(resource_manager__heartbeat_s=0.5, resource_manager__missed_beats_max=1)
+    site.start("resource-manager")
+    executor = site.start("executor")
+    with site.session() as session:
+        until(lambda: [one.state for one in session.nodes()] == ["up"], "a node")
+        executor.signal(signal.SIGSTOP)
+        pass_by(1.0)  # nobody asks the manager meanwhile, which would have it look
+        until(lambda: [one.state for one in session.nodes()] == ["lost"], "a lost node")
+        executor.signal(signal.SIGCONT)
 
 
 def test_duration_past_the_manager_s_limit(site: Site, held: Path) -> None:

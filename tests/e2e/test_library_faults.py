@@ -40,7 +40,7 @@ def test_not_an_elf_file(site: Site) -> None:
     status, text = call(site, source)
     assert status == 65
     assert text == (
-        "rfaas: the library is not a 64-bit little-endian ELF file: "
+        f"rfaas: library {source}: the library is not a 64-bit little-endian ELF file: "
         "it is text that begins with 'int main(void) { return 0; }'\n"
         "hint: build a shared library: cc -fPIC -shared -o libmine.so mine.c\n"
     )
@@ -61,7 +61,7 @@ def test_library_for_another_machine(site: Site, shipped: Path) -> None:
     file.write_bytes(image)
     status, text = call(site, file)
     assert status == 65
-    assert text.startswith("rfaas: the library is built for ")
+    assert text.startswith(f"rfaas: library {file}: the library is built for ")
     assert ", this node is " in text
     assert "hint: compile it on a node that is " in text
 
@@ -116,9 +116,11 @@ def test_constructor_that_crashes(site: Site, libraries: Path) -> None:
 
 def test_constructor_that_hangs(site: Site, libraries: Path) -> None:
     site.set(executor__load_timeout_s=0.3)
-    status, text = call(site, build_library(libraries, "ctor_hang"), "never_called")
+    library = build_library(libraries, "ctor_hang")
+    status, text = call(site, library, "never_called")
     assert status == 65
-    assert text.startswith("rfaas: the library was not loaded within 0.3 s\nhint: does a cons")
+    words = f"rfaas: library {library}: the library was not loaded within 0.3 s\nhint: does a cons"
+    assert text.startswith(words)
 
 
 @pytest.fixture

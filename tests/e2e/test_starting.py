@@ -82,3 +82,22 @@ def test_release_before_the_worker_is_there(site: Site, shipped: Path) -> None:
     finally:
         link.close()
     until(lambda: not workers_of(node.pid), "the worker is gone")
+
+
+def test_config_commands(site: Site) -> None:
+    file = site.path / "mine.toml"
+    file.write_text("[lane]\nslots = 4\n")
+    done = site.run("config", "check", "--config", file)
+    assert done.stdout.decode() == f"the configuration is valid ({file})\n"
+    assert site.run("config", "check").stdout == b"the configuration is valid (no file)\n"
+    assert not site.run("config", "show").stdout.endswith(b"\n\n")
+
+
+def test_an_executor_that_is_not_there(site: Site) -> None:
+    done = site.run("status", "--executor", "unix:/nobody")
+    assert done.returncode == 69
+    assert done.stderr.decode() == (
+        "rfaas: no executor: nobody answers at unix:/nobody: No such file or directory\n"
+        "hint: start one with: rfaas serve --role executor --resource-manager none "
+        "--address unix:/nobody\n"
+    )

@@ -358,3 +358,18 @@ class TestLimits:
 
 def test_length_is_little_endian() -> None:
     assert struct.unpack_from("<I", encode(Done())) == (len(encode(Done())) - 4,)
+
+
+def test_a_join_names_as_many_leases_as_a_frame_holds() -> None:
+    join = messages.JoinNode(
+        node="n" * 255,
+        address="a" * 255,
+        incarnation="1" * 32,
+        cores=65536,
+        memory_bytes=2**60,
+        isolation=("i" * 255,) * 8,
+        leases=("a" * 32,) * messages.LEASES_PER_JOIN_MAX,
+    )
+    assert decode(encode(join)[LENGTH.size :]) == join
+    with pytest.raises(ProtocolError, match=r"\$\.leases"):
+        decode(body("JoinNode", fields_of(join) | {"leases": [*join.leases, "a" * 32]}))

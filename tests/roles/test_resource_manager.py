@@ -79,8 +79,13 @@ def test_a_grant_is_saved_before_it_is_acknowledged(
     saved: dict[str, LeaseRecord] = {}
     save = SqliteStore.save
 
-    def spy(self: SqliteStore, nodes: list[NodeRecord], leases: list[LeaseRecord]) -> None:
-        save(self, nodes, leases)
+    def spy(
+        self: SqliteStore,
+        nodes: list[NodeRecord],
+        leases: list[LeaseRecord],
+        forgotten: list[str],
+    ) -> None:
+        save(self, nodes, leases, forgotten)
         saved.update((lease.lease, lease) for lease in leases)
 
     monkeypatch.setattr(SqliteStore, "save", spy)

@@ -48,8 +48,9 @@ def test_a_silent_executor_is_lost_and_may_join_again(site: Site) -> None:
             executor = await site.executor()
             client = await site.caller()
             granted = await client.request()
-            site.clock.advance(29.999)
-            assert await client.nodes() == {"n1": ("up", 3)}
+            for passes_s in (15, 14.999):  # 15 s at once are no absence of the manager
+                site.clock.advance(passes_s)
+                assert await client.nodes() == {"n1": ("up", 3)}
             site.clock.advance(0.001)
             assert await client.nodes() == {"n1": ("lost", 4)}
             with pytest.raises(UnavailableError, match="node n1 is not up here") as refused:
@@ -58,6 +59,20 @@ def test_a_silent_executor_is_lost_and_may_join_again(site: Site) -> None:
             assert await executor.notice() == RevokeLease(lease=granted.lease, cause="node-lost")
             await executor.join(live=(granted.lease,))
             assert await client.nodes() == {"n1": ("up", 4)}
+
+    play(scene())
+
+
+def test_a_manager_that_was_away_takes_no_node_for_silent(site: Site) -> None:
+    async def scene() -> None:
+        async with site.manager():
+            executor = await site.executor()
+            client = await site.caller()
+            granted = await client.request(duration_s=3600)
+            site.clock.advance(1000)
+            await executor.beat()
+            assert await client.nodes() == {"n1": ("up", 3)}
+            assert await client.leases() == {granted.lease: "live"}
 
     play(scene())
 

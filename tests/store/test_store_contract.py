@@ -139,3 +139,10 @@ def test_a_later_process_finds_it(opened: Callable[[Path], Store], tmp_path: Pat
     second = opened(tmp_path)
     assert second.load() == Stored((NODE,), (LEASE,), 3)
     second.close()
+
+
+def test_forgotten_nodes_are_gone(store: Store) -> None:
+    other = msgspec.structs.replace(NODE, node="n2")
+    store.save(nodes=[NODE, other])
+    store.save(nodes=[msgspec.structs.replace(other, cores=8)], forgotten=["n1", "unknown"])
+    assert [(node.node, node.cores) for node in store.load().nodes] == [("n2", 8)]

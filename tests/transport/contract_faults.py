@@ -14,12 +14,13 @@ import pytest
 from rfaas.errors import (
     ClosedError,
     DeadlineExceededError,
+    NotDoneError,
     ProtocolError,
     RfaasError,
     UsageError,
     WorkerCrashedError,
 )
-from rfaas.native._calls import Call
+from rfaas.native._calls import Call, Lanes
 from rfaas.proto import wire
 from rfaas.proto.wire import Status
 from tests.transport.contract import SLOT_BYTES, all_slots_work, pattern, u32
@@ -94,6 +95,90 @@ class Waiting:
             with pytest.raises(UsageError, match="timeout"):
                 served.calls.call("echo", timeout=timeout)
         assert all_slots_work(served)
+
+    def test_deadline_settles_a_future(self, serve: Serve, gate: Gate) -> None:
+        """Its result may come later: the call has failed, and stays so."""
+        served = serve(slots=3)
+        late = served.calls.submit("hold", gate.data, timeout=0.001)
+        seen: list[Call] = []
+        late.add_done_callback(seen.append)
+        error = late.exception()
+        assert isinstance(error, DeadlineExceededError)
+        assert seen == [late]
+        assert late.done()
+        gate.let()
+        assert served.calls.call("echo", b"behind it") == b"behind it"
+        for _ in range(2):
+            with pytest.raises(DeadlineExceededError, match=r"hold.*0\.001 s"):
+                late.result()
+        assert late.exception() is error
+        served.calls.watched.clear()
+        assert all_slots_work(served)
+
+    def test_deadline_of_a_call_that_was_never_sent(self, serve: Serve, gate: Gate) -> None:
+        """It waits for a slot, alone or while another thread polls: nobody else pays for it."""
+        served = serve(slots=1)
+        served.calls._late = None  # type: ignore[method-assign, assignment]
+        held = served.calls.submit("hold", gate.data)
+        gate.entered()
+        results: list[bytes] = []
+        thread = threading.Thread(target=lambda: results.append(bytes(held.result())))
+        for polled in (False, True):
+            if polled:
+                thread.start()
+                eventually(lambda: served.header(wire.HEADER_CLIENT_SLEEPS) == 1)
+            with pytest.raises(DeadlineExceededError, match=r"no slot.*echo within 0\.001 s"):
+                served.calls.call("echo", timeout=0.001)
+        gate.let()
+        thread.join()
+        assert results == [gate.data]
+
+    @pytest.mark.parametrize("timeout", [float("inf"), 1e11, 1e300])
+    def test_for_ever(self, serve: Serve, gate: Gate, timeout: float) -> None:
+        calls = serve().calls
+        future = calls.submit("hold", gate.data, timeout=timeout)
+        gate.entered()
+        with pytest.raises(NotDoneError):
+            future.result(timeout=0.001)
+        threading.Thread(target=gate.let).start()
+        assert future.result(timeout=timeout) == gate.data
+        gate.let()
+        assert calls.call("hold", gate.data, timeout=timeout) == gate.data
+
+    def test_no_patience(self, serve: Serve, gate: Gate) -> None:
+        future = serve().calls.submit("hold", gate.data)
+        for timeout in (0, -1, 0.001):
+            with pytest.raises(NotDoneError, match="no result of hold yet"):
+                future.result(timeout=timeout)
+            with pytest.raises(TimeoutError):
+                future.exception(timeout=timeout)
+        with pytest.raises(UsageError, match="timeout"):
+            future.result(timeout=float("nan"))
+        gate.let()
+        assert future.result() == gate.data
+
+    def test_threads_that_watch_sleep(self, serve: Serve, gate: Gate) -> None:
+        """One thread polls; those that wait for what it collects use no processor for it."""
+        served = serve(spin_us=1000)
+        held = served.calls.submit("hold", gate.data)
+        gate.entered()
+        used_ns: list[int] = []
+
+        def wait() -> None:
+            before = time.thread_time_ns()
+            with pytest.raises(NotDoneError):
+                held.result(timeout=0.5)
+            used_ns.append(time.thread_time_ns() - before)
+
+        threads = [threading.Thread(target=wait) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        gate.let()
+        assert held.result() == gate.data
+        assert len(used_ns) == 3
+        assert sum(used_ns) < 0.25 * NS  # of 1.5 s
 
     def test_deadline_of_all_calls(self, serve: Serve, gate: Gate) -> None:
         served = serve(slots=2, timeout_s=0.02)
@@ -212,6 +297,23 @@ class Endings:
         served.calls._install([], served.calls.functions)
         with pytest.raises(ClosedError, match="no lane"):
             served.calls.call("echo")
+
+    def test_a_lane_that_was_revived_is_gone_at_once(self, serve: Serve) -> None:
+        """Another thread may fail what one has just revived, before that one looks at it."""
+        served = serve()
+        revived: list[int] = []
+
+        class Fails(Lanes):
+            def _revive(self) -> None:
+                revived.append(1)
+                if len(revived) == 3:
+                    self._install([served.lane], served.calls.functions)
+
+        calls = Fails()
+        calls._install([], served.calls.functions)
+        assert calls.call("echo", b"x") == b"x"
+        assert len(revived) == 3
+        calls._install([], ())
 
 
 class HostileClient:

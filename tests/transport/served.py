@@ -73,8 +73,8 @@ class Calls(Lanes):
         assert lane.failure is not None
         raise lane.failure
 
-    def _late(self, lane: Lane, name: str, timeout_s: float) -> None:
-        raise DeadlineExceededError(f"a call of {name} took more than {timeout_s:g} s")
+    def _late(self, lane: Lane, name: str, timeout_s: float) -> DeadlineExceededError:
+        return DeadlineExceededError(f"a call of {name} took more than {timeout_s:g} s")
 
     def _call_back(self, callback: Callable[[Call], object], call: Call) -> None:
         callback(call)

@@ -1,0 +1,30 @@
+"""The listener of a role: peers that say nothing."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from rfaas.control import aio, sockets
+from tests.control.peers import WELCOME, answer
+
+
+def test_a_peer_that_says_nothing(
+    address: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(aio, "HELLO_TIMEOUT_S", 0.01)
+
+    def client() -> None:
+        with sockets.connect(address) as sock:
+            assert b"no message came in time" in sock.recv(65536)
+
+    async def run() -> None:
+        listener = await aio.listen(address, WELCOME, answer)
+        await asyncio.to_thread(client)
+        await listener.close()
+
+    asyncio.run(run())
+    assert [record.getMessage() for record in caplog.records] == [
+        "a new peer: no message came in time"
+    ]
