@@ -261,7 +261,7 @@ class Lease(Lanes):
                     self._fail(error)
                     with suppress(RfaasError):  # it may live, though nothing of it is reached
                         self._stop_worker(error.text, self._worker)
-                lane.failure = lane.failure or self._ended or error
+                lane.failure = self._ended or error
 
     def _broken(self, lane: Lane) -> None:
         """A lane cannot be believed any more: do without its worker."""
