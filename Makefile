@@ -5,7 +5,7 @@ PYTHON_IN_TREE := .venv/bin/python -I
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test check bench dist dist-binary sbom deb man completion clean distclean
+.PHONY: help build demo test softroce test-rdma check bench dist dist-binary sbom deb man completion clean distclean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "make %-12s%s\n", $$1, $$2 }' Makefile
@@ -21,6 +21,12 @@ demo: build ## the whole path on this machine: lease, invoke, result, and how lo
 
 test: build ## run the tests
 	@$(PYTHON_IN_TREE) -m pytest $(ARGS)
+
+softroce: ## build the guest that has RDMA devices, once (ten minutes; packaging/softroce)
+	@packaging/softroce/build-kernel
+
+test-rdma: build ## run the RDMA tests in that guest, or here: ARGS='--rdma-device NAME'
+	@packaging/softroce/test $(ARGS)
 
 check: build man ## all that CI checks beside the tests: format, lint, types, warnings, rules
 	$(PYTHON_IN_TREE) -m ruff format --check

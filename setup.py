@@ -4,12 +4,14 @@ A file of its own because pyproject.toml can neither say `*.c` nor drop what the
 interpreter's own build left in the linker's command line.
 
 Each `rfaas/native/_*.pyx` becomes a module; all are linked with the same C files,
-compiled once.  RFAAS_WERROR=1 makes warnings errors (`make check`).
+compiled once, and `_verbs`, where librdmacm's headers are, with `verbs*.c` as well.
+RFAAS_WERROR=1 makes warnings errors (`make check`).
 """
 
 from __future__ import annotations
 
 import os
+import subprocess
 from glob import glob
 from pathlib import Path
 from typing import Any
@@ -20,10 +22,11 @@ from setuptools.command.build_ext import build_ext
 
 NATIVE = "rfaas/native"
 GENERATED = "build/cython"  # the C that Cython makes: beside the sources it would pass for one
-MODULES = sorted(glob(f"{NATIVE}/_*.pyx"))
-C_SOURCES = sorted(
-    source for source in glob(f"{NATIVE}/*.c") if f"{source[: -len('.c')]}.pyx" not in MODULES
-)
+VERBS = f"{NATIVE}/_verbs.pyx"  # a module of its own: nothing else links to libibverbs
+VERBS_HEADER = "rdma/rdma_cma.h"
+MODULES = sorted(set(glob(f"{NATIVE}/_*.pyx")) - {VERBS})
+C_SOURCES = sorted(set(glob(f"{NATIVE}/*.c")) - set(glob(f"{NATIVE}/verbs*.c")))
+VERBS_SOURCES = [VERBS, *sorted(glob(f"{NATIVE}/verbs*.c"))]
 
 # hidden: calls between our own files go through no table, and a symbol of the
 # same name in a client's library cannot take one's place.
@@ -31,6 +34,15 @@ CFLAGS = ["-O3", "-fno-plt", "-fvisibility=hidden", "-ffunction-sections", "-g1"
 CFLAGS += ["-Wall", "-Wextra", *(["-Werror"] if os.environ.get("RFAAS_WERROR") else [])]
 LDFLAGS = ["-Wl,--gc-sections"]  # a module carries what it calls of the C files, no more
 LIBRARIES = ["dl", "pthread", "rt"]
+
+
+def has_header(name: str) -> bool:
+    """Whether the compiler finds it: the NIC's transport is left out where it does not."""
+    compiler = os.environ.get("CC", "cc").split()
+    command = [*compiler, "-xc", "-fsyntax-only", "-"]
+    return not subprocess.run(
+        command, input=f"#include <{name}>\n", text=True, capture_output=True, check=False
+    ).returncode
 
 
 class BuildExtension(build_ext):
@@ -62,6 +74,18 @@ extensions = [
     )
     for module in MODULES
 ]
+if has_header(VERBS_HEADER):
+    extensions.append(
+        Extension(
+            "rfaas.native._verbs",
+            sources=VERBS_SOURCES,
+            depends=[*C_SOURCES, *glob(f"{NATIVE}/*.h"), *glob(f"{NATIVE}/*.pxd")],
+            include_dirs=[NATIVE],
+            libraries=["rdmacm", "ibverbs", *LIBRARIES],
+            extra_compile_args=CFLAGS,
+            extra_link_args=LDFLAGS,
+        )
+    )
 # The library that `rfaas bench` sends to its worker: no Python in it, built as one all the same.
 extensions.append(
     Extension(

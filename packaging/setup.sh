@@ -16,7 +16,8 @@ logs=build/setup
 tab=$(printf '\t')
 
 # What setup.py makes a binary of, each beside its source; and what they all depend on.
-modules='rfaas/native/_*.pyx rfaas/bench/*.c'
+modules='rfaas/native/_[!v]*.pyx rfaas/bench/*.c' # and, see list_modules:
+verbs_module=rfaas/native/_verbs.pyx
 module_sources='setup.py rfaas/native/*.pyx rfaas/native/*.px[di] rfaas/native/*.[ch]'
 module_sources="$module_sources rfaas/bench/*.[ch]"
 
@@ -88,7 +89,19 @@ packages_are_stale() {
     [ "$found" != "$wanted_stamp" ]
 }
 
+# The transport over RDMA is built where its headers are, and left out where they are not.
+has_verbs_headers() {
+    [ -e /usr/include/rdma/rdma_cma.h ] ||
+        echo '#include <rdma/rdma_cma.h>' | ${CC:-cc} -xc -fsyntax-only - 2>/dev/null
+}
+
+list_modules() {
+    case $modules in *$verbs_module*) return ;; esac
+    ! has_verbs_headers || modules="$modules $verbs_module"
+}
+
 native_is_stale() {
+    list_modules
     for module in $modules; do
         binary=${module%.*}$suffix
         [ -e "$binary" ] || return 0
@@ -224,6 +237,19 @@ provide_system() {
     [ -z "$need_compiler" ] || compiles_c || fail 69 '`cc` does not compile though it was installed'
 }
 
+# Wanted, not needed: what cannot be installed is done without.
+provide_verbs() {
+    ! has_verbs_headers && command -v apt-get >/dev/null || return 0
+    as_root=''
+    if [ "$(id -u)" != 0 ]; then
+        command -v sudo >/dev/null && sudo -n true 2>/dev/null || return 0
+        as_root='sudo -n'
+    fi
+    step 1 'installing librdmacm-dev, the headers for the transport over RDMA' \
+        apt_install librdmacm-dev
+    [ $status = 0 ] || say 'it cannot be had: building without that transport'
+}
+
 apt_install() {
     set -- $as_root env DEBIAN_FRONTEND=noninteractive apt-get -y --no-install-recommends install "$@"
     # The lists may be missing or so old that the files they name are gone.
@@ -321,6 +347,9 @@ if [ "$need_packages" ]; then
         "$(offline_or "$tree/$log has the whole story; \`make build\` tries again")"
 fi
 if [ "$need_native" ]; then
+    provide_verbs
+    list_modules
+    has_verbs_headers || say 'no librdmacm-dev here: building without the transport over RDMA'
     step 3 'compiling the native modules' build_native
     [ $status = 0 ] || fail 70 'the native modules do not compile'
 fi

@@ -16,10 +16,12 @@ from rfaas import __version__
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 # Flags that stand for a configuration key: (flag, key, metavar, help).
+TRANSPORT_FLAG = ("--transport", "lane.transport", "NAME", "how calls travel: auto, shm or verbs")
 LEASE_FLAGS = (
     ("--cores", "lease.cores", "N", "cores to lease, one lane each"),
     ("--memory", "lease.memory", "SIZE", "memory to lease, such as 2GiB"),
     ("--isolation", "lease.isolation", "LEVEL", "how a worker is shut in: 'process' today"),
+    TRANSPORT_FLAG,
     ("--slots", "lane.slots", "N", "calls that a lane holds at once"),
     ("--slot-bytes", "lane.slot_bytes", "SIZE", "largest input and output of a call"),
     ("--hot-timeout-ms", "lane.hot_timeout_ms", "MS", "spin so long after a call; -1: for ever"),
@@ -28,6 +30,7 @@ LEASE_FLAGS = (
 CLIENT_FLAGS = (
     ("--resource-manager", "client.resource_manager", "ADDRESS", "ask the resource manager there"),
     ("--executor", "client.executor", "ADDRESS", "ask an executor there; 'private': start one"),
+    ("--device", "rdma.device", "NAME", "the RDMA device, by name or by netdev"),
 )
 SERVE_FLAGS = (
     ("--address", "", "ADDRESS", "listen here, such as unix:/run/rfaas/executor.sock"),
@@ -36,6 +39,7 @@ SERVE_FLAGS = (
     ("--node-memory", "executor.memory", "SIZE", "memory to lend; 'all'"),
     ("--resource-manager", "executor.resource_manager", "ADDRESS", "join it; 'none': grant alone"),
     ("--store", "resource_manager.store", "FILE", "the resource manager's database"),
+    ("--device", "rdma.device", "NAME", "the RDMA device of workers, by name or by netdev"),
 )
 
 
@@ -99,6 +103,7 @@ def build_parser(only: str = "") -> argparse.ArgumentParser:
     _add_pack(commands)
     _add_install(commands)
     _add_unconfigured(commands)
+    _add_diagnosis(commands)
     return parser
 
 
@@ -163,7 +168,7 @@ def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     bench.add_argument(
         "--inflight", type=int, default=16, metavar="N", help="calls at once (16); throughput"
     )
-    _add_common(bench, CLIENT_FLAGS)
+    _add_common(bench, (*CLIENT_FLAGS, TRANSPORT_FLAG))
 
 
 def _add_config(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -243,6 +248,44 @@ def _add_unconfigured(commands: argparse._SubParsersAction[argparse.ArgumentPars
         "rfaas completion fish > ~/.config/fish/completions/rfaas.fish.",
     )
     completion.add_argument("shell", choices=("bash", "zsh", "fish"), help="the shell")
+
+
+def _add_diagnosis(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    devices = commands.add_parser(
+        "devices",
+        help="list RDMA devices",
+        description="List the RDMA devices of this machine, or of others, with their state, "
+        "addresses and limits. Exit status 69: there is none.",
+    )
+    form = devices.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print JSON, one object per machine")
+    form.add_argument("--toml", action="store_true", help="print a block for the configuration")
+    devices.add_argument("--hosts", metavar="LIST", help="ask these, such as a,b or node[01-16]")
+    devices.add_argument(
+        "--remote",
+        default="ssh",
+        metavar="COMMAND",
+        help="what runs a command on a host: ssh, srun, or words with {host} (ssh)",
+    )
+    devices.add_argument(
+        "--remote-rfaas", default="", metavar="PROGRAM", help="rfaas there (where it is here)"
+    )
+    devices.add_argument(
+        "--remote-timeout", type=float, default=30.0, metavar="S", help="for each host (30)"
+    )
+    _add_common(devices, ())
+    doctor = commands.add_parser(
+        "doctor",
+        help="say what stands between this machine and a working set-up",
+        description="Look at the machine and say what is missing, what that blocks, and which "
+        "command mends it. Exit status 69: what --need names cannot work.",
+    )
+    doctor.add_argument("--json", action="store_true", help="print one JSON object")
+    doctor.add_argument(
+        "--need", choices=("shm", "verbs", "sandbox"), default="shm", help="what must work (shm)"
+    )
+    window = [flag for flag in LEASE_FLAGS if flag[1] in ("lane.slots", "lane.slot_bytes")]
+    _add_common(doctor, window)
 
 
 def _add_common(
@@ -340,6 +383,14 @@ def _dispatch_configured(options: argparse.Namespace) -> int:
             from rfaas.bench import demo
 
             return demo.run(loaded.config, options.output)
+        case "devices":
+            from rfaas.diagnose import command as diagnosis
+
+            return diagnosis.run_devices(options)
+        case "doctor":
+            from rfaas.diagnose import command as diagnosis
+
+            return diagnosis.run_doctor(loaded.config, options)
     from rfaas.roles import client
 
     return client.run(loaded.config, options)

@@ -105,10 +105,16 @@ class LaneConfig(Section, frozen=True):
     slots: Annotated[int, Meta(ge=1, le=wire.SLOTS_MAX)] = wire.SLOTS_DEFAULT
     slot_bytes: SlotBytes = 16 << 20
     hot_timeout_ms: Annotated[int, Meta(ge=-1, le=2**31 - 1)] = 100
-    transport: Literal["auto", "shm"] = "auto"
+    transport: Literal["auto", "shm", "verbs"] = "auto"
 
     def __post_init__(self) -> None:
         msgspec.structs.force_setattr(self, "slot_bytes", wire.slot_bytes_for(self.slot_bytes))
+
+
+class RdmaConfig(Section, frozen=True):
+    """`[rdma]`: the NIC."""
+
+    device: Name = ""
 
 
 class LogConfig(Section, frozen=True):
@@ -125,6 +131,7 @@ class Config(Section, frozen=True):
     client: ClientConfig = ClientConfig()
     lease: LeaseConfig = LeaseConfig()
     lane: LaneConfig = LaneConfig()
+    rdma: RdmaConfig = RdmaConfig()
     log: LogConfig = LogConfig()
 
 

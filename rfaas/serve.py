@@ -118,7 +118,10 @@ async def _serve(
             own = executor.private(own)
         else:
             ensure_private_dir(os.path.dirname(path_of(own.address)))
-        task = loop.create_task(executor.run(own, clock, ready, stop, nursery, private, waiting))
+        serving = executor.run(
+            own, clock, ready, stop, nursery, private, waiting, config.rdma.device
+        )
+        task = loop.create_task(serving)
         task.add_done_callback(lambda _: stop_manager.set())  # it tells the manager how it ended
         roles.append(task)
     try:

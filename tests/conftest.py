@@ -20,6 +20,8 @@ from typing import NamedTuple
 import hypothesis
 import pytest
 
+from tests.harness import rdma
+
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 WALL = 0x40000000  # __WALL, linux/wait.h: children of every kind
 POLL_S = 0.005
@@ -32,6 +34,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--seed", type=int, default=1, help="seed of the tests' own random sources (1)")
     group.addoption(
         "--leak-wait-s", type=float, default=2.0, help="patience with what a test leaves (2)"
+    )
+    group.addoption(
+        "--rdma-device",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="run the RDMA tests over this device, or between two of them",
+    )
+    group.addoption(
+        "--require-rdma", action="store_true", help="fail where RDMA is missing, do not skip"
     )
 
 
@@ -66,6 +78,18 @@ def seed(request: pytest.FixtureRequest) -> int:
     """The run's seed; printed in the header, set by --seed."""
     value: int = request.config.getoption("--seed")
     return value
+
+
+@pytest.fixture(scope="session")
+def rdma_ends(request: pytest.FixtureRequest) -> tuple[rdma.End, rdma.End]:
+    """Two RDMA devices that reach each other, or one twice."""
+    return rdma.ends(request.config)
+
+
+@pytest.fixture(scope="session")
+def rdma_hosts(request: pytest.FixtureRequest) -> tuple[rdma.Host, rdma.Host]:
+    """Two network namespaces with a device each."""
+    return rdma.hosts(request.config)
 
 
 @pytest.fixture(autouse=True)

@@ -150,9 +150,9 @@ def test_slot_bytes_are_whole_pages(environ: dict[str, str]) -> None:
         (
             "lane.transport",
             "'smh'",
-            "value is unknown ('smh'), allowed are auto, shm\nhint: did you mean shm?",
+            "value is unknown ('smh'), allowed are auto, shm, verbs\nhint: did you mean shm?",
         ),
-        ("lane.transport", "3", "expected one of auto, shm, got an integer (3)"),
+        ("lane.transport", "3", "expected one of auto, shm, verbs, got an integer (3)"),
         ("executor.cores", "0", "value is too small (0), at least 1 is required"),
         ("executor.cores", "-1", "value is too small (-1), at least 1 is required"),
         ("executor.cores", "65537", "value is too large (65537), at most 65536 is allowed"),
@@ -231,7 +231,7 @@ def test_wrong_value_in_a_file(file: Path, key: str, value: str, text: str) -> N
         ("[[lane]]\nslots = 3", "lane: expected a table, got an array"),
         (
             "lane.slots = 3\nlane.transport = 1",
-            "lane.transport: expected one of auto, shm, got an integer (1)",
+            "lane.transport: expected one of auto, shm, verbs, got an integer (1)",
         ),
         (
             f"log.level = '{'x' * 200}'",

@@ -33,6 +33,7 @@ LAYERS = (
     ("sandbox",),
     ("control",),
     ("transport",),
+    ("diagnose",),  # below transports: they find their devices by it
     ("native",),
     ("store",),
     ("core",),

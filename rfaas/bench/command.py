@@ -32,6 +32,8 @@ def run(config: Config, options: argparse.Namespace) -> int:
             raise UsageError(
                 f"{flag}: value is out of bounds ({value}), {least} to {most} is allowed"
             )
+    if options.what == "warm" and config.lane.transport == "verbs":
+        raise UsageError("bench warm measures shm alone: it watches the worker fall asleep")
     with Session(config) as session:
         report = _measure(session, options, calls)
     print(json.encode(report).decode() if options.json else "\n".join(_table(report)))
@@ -78,6 +80,13 @@ def _entry(key: str, entry: Any) -> str:
 def _row(row: Mapping[str, Any]) -> list[str]:
     lines = [format_bytes(row["size_bytes"])]
     lines += [f"  {name:20}{_stats(name, entry)}" for name, entry in row.items() if "_ns" in name]
+    lines += [
+        f"  {name:20}{format_bytes(round(value))}/s"
+        for name, value in row.items()
+        if name.endswith("_bytes_per_s")
+    ]
+    if "ratio" in row:
+        lines.append(f"  {'ratio':20}{row['ratio']}")
     return lines
 
 

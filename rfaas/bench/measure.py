@@ -54,6 +54,8 @@ def hot(session: Session, size: int, calls: int) -> dict[str, object]:
     """A call of `size` bytes against the bare exchange of the same bytes, both spinning."""
     raw, native, python = array("Q"), array("Q"), array("Q")
     data = bytearray(os.urandom(size))
+    if session.config.lane.transport == "verbs":
+        return _hot_verbs(session, data, calls)
     mode = _bench.INLINE if size <= wire.INLINE_BYTES_MAX else _bench.BESIDE
     with _lease(session, size, hot_timeout_ms=-1) as lease, _pinned_apart(lease):
         lane, echo, pong = _parts(lease)
@@ -70,6 +72,30 @@ def hot(session: Session, size: int, calls: int) -> dict[str, object]:
         "python_rtt_ns": python_stats,
         "overhead_ns": hot_stats["median"] - raw_stats["median"],
         "python_overhead_ns": python_stats["median"] - raw_stats["median"],
+    }
+
+
+def _hot_verbs(session: Session, data: bytearray, calls: int) -> dict[str, object]:
+    """The same over RDMA; ratios count, for a NIC in software has the times of software."""
+    from rfaas.bench import verbs
+
+    size = len(data)
+    with _lease(session, size, hot_timeout_ms=verbs.HOT_TIMEOUT_MS) as lease, _pinned_apart(lease):
+        lane, echo, _ = _parts(lease)
+        bare, native = verbs.hot(lease, lane, echo, data, calls)
+        frozen = bytes(data)
+        _time_calls(lease.call, frozen, verbs.WARM_UP)
+        python = _time_calls(lease.call, frozen, len(native) // 5)
+        report = _head(lease, "hot", size, len(native))
+    raw_stats, hot_stats, python_stats = stats(bare), stats(native), stats(python)
+    return report | {
+        "raw_rtt_ns": raw_stats,
+        "hot_rtt_ns": hot_stats,
+        "python_rtt_ns": python_stats,
+        "overhead_ns": hot_stats["median"] - raw_stats["median"],
+        # Of neighbouring blocks: what else the machine does comes and goes between them.
+        "ratio": round(verbs.ratio(bare, native), 3),
+        "ratio_of_minima": round(hot_stats["min"] / raw_stats["min"], 3),
     }
 
 
@@ -146,10 +172,24 @@ def payload(session: Session, size_max: int = 16 << 20) -> dict[str, object]:
     In place: the input lies in a buffer of the lease, the result is used where it is.
     Copied: from ordinary memory and back to it, in Python from `bytes` to new `bytes`.
     """
+    if session.config.lane.transport == "verbs":
+        return _payload_verbs(session)
     sizes = [1, 64, 1 << 10, 4 << 10, 64 << 10, 1 << 20, 4 << 20, 16 << 20]
     with _lease(session, size_max, hot_timeout_ms=-1) as lease, _pinned_apart(lease):
         rows = [_payload_row(lease, size) for size in sizes if size <= size_max]
         report = _head(lease, "payload", size_max, 0)
+    return report | {"rows": rows}
+
+
+def _payload_verbs(session: Session) -> dict[str, object]:
+    """Bytes a second into a worker by calls in flight at once, and by bare writes."""
+    from rfaas.bench import verbs
+
+    largest = 1 << 20
+    with _lease(session, largest, hot_timeout_ms=verbs.HOT_TIMEOUT_MS) as lease:
+        with _pinned_apart(lease):
+            rows = [verbs.flow(lease, size) for size in (4 << 10, 64 << 10, largest)]
+        report = _head(lease, "payload", largest, 0)
     return report | {"rows": rows}
 
 

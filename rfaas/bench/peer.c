@@ -1,4 +1,5 @@
-/* The library that `rfaas bench` sends: `echo`, and `pong`, the bare exchange of peer.h. */
+/* The library that `rfaas bench` sends: `echo`, `sink` (takes all, returns
+ * nothing), and `pong`, the bare exchange of peer.h. */
 #include "peer.h"
 #include "../native/ring.h"
 
@@ -7,6 +8,11 @@
 RFAAS_EXPORT uint32_t echo(void *args, uint32_t size, void *res) {
     memcpy(res, args, size);
     return size;
+}
+
+RFAAS_EXPORT uint32_t sink(void *args, uint32_t size, void *res) {
+    (void)args, (void)size, (void)res;
+    return 0;
 }
 
 static void wait_for(const ring_cell *cell, uint32_t seq, pong_task *task) {

@@ -33,6 +33,7 @@ from rfaas.native._window import Lane
 from rfaas.proto import wire
 from rfaas.proto.messages import (
     Done,
+    Endpoint,
     Functions,
     LeaseEnded,
     LeaseGranted,
@@ -79,6 +80,7 @@ class Lease(Lanes):
         self.node = ""
         self.isolation = ""
         self.transport = ""
+        self.endpoint: Endpoint | None = None  # where the worker listens, over verbs
         self.cpus: tuple[int, ...] = ()
         self.steps_ns: dict[str, int] = {}
         self._session = session
@@ -191,7 +193,14 @@ class Lease(Lanes):
             carrier = transport.transport(started.transport)
             fds = link.take_fds()
             try:
-                lanes = carrier.accept(started.lanes, started.slots, started.slot_bytes, fds)
+                lanes = carrier.accept(
+                    started.lanes,
+                    started.slots,
+                    started.slot_bytes,
+                    fds,
+                    started.endpoint,
+                    self._session.config.rdma.device,
+                )
             finally:
                 _close(fds)
             names = self._table(link, started)
@@ -201,6 +210,7 @@ class Lease(Lanes):
             raise
         self._worker = started.worker
         self.transport = carrier.name
+        self.endpoint = started.endpoint
         self.cpus = started.cpus
         self._install(lanes, names)
         self._unsure = False
@@ -238,14 +248,20 @@ class Lease(Lanes):
         self._listen(0.0)
 
     def _lost(self, lane: Lane) -> None:
-        """The ring has ended: find out why."""
+        """The lane has ended: find out why."""
         deadline = time.monotonic() + NOTICE_TIMEOUT_S
         while lane.failure is None and time.monotonic() < deadline:
             self._listen(NOTICE_TIMEOUT_S)
         if lane.failure is None:
-            error = WorkerCrashedError("the worker is gone and its executor does not say why")
-            self._fail(error)
-            lane.failure = self._ended or error
+            error = lane.explain(lane) if lane.explain is not None else None
+            if error is None:
+                error = WorkerCrashedError("the worker is gone and its executor does not say why")
+            with self._lock:
+                if lane in self._lanes:  # else its worker has been replaced meanwhile
+                    self._fail(error)
+                    with suppress(RfaasError):  # it may live, though nothing of it is reached
+                        self._stop_worker(error.text, self._worker)
+                lane.failure = self._ended or error
 
     def _broken(self, lane: Lane) -> None:
         """A lane cannot be believed any more: do without its worker."""
@@ -268,6 +284,7 @@ class Lease(Lanes):
         )
 
     def _stop_worker(self, reason: str, number: int) -> None:
+        """End a worker, which may live although nothing of it can be reached."""
         link = self._live_link()
         self._unsure = True
         try:

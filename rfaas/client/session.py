@@ -106,7 +106,7 @@ class Session:
                         f"no resource manager: {error.text}",
                         hint="start one with: rfaas serve --role resource-manager",
                     ) from None
-        self._private = PrivateExecutor(self.config.executor)
+        self._private = PrivateExecutor(self.config.executor, self.config.rdma.device)
         try:
             return links.greet(
                 self._private.link_socket, "the private executor", self._hello

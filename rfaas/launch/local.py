@@ -35,15 +35,20 @@ def command(*arguments: str) -> list[str]:
         return [sys.executable, *arguments]
     if again := getattr(globals().get("__loader__"), "command", None):  # the zipapp's importer
         return [*again, *arguments]
+    return python(_MAIN, *arguments)
+
+
+def python(code: str, *arguments: str) -> list[str]:
+    """The command line that runs `code` with this rfaas to be imported, in a process of its own."""
     here = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     path = "\n".join(dict.fromkeys([here, *(os.path.abspath(entry) for entry in sys.path)]))
-    return [sys.executable, "-I", "-S", "-c", _BOOT + _MAIN, path, *arguments]
+    return [sys.executable, "-I", "-S", "-c", _BOOT + code, path, *arguments]
 
 
 class PrivateExecutor:
     """An executor that serves this process alone, and goes when its link is closed."""
 
-    def __init__(self, config: ExecutorConfig) -> None:
+    def __init__(self, config: ExecutorConfig, device: str = "") -> None:
         """Start it with the client's configuration; `link_socket` is the socket to greet it on.
 
         Raises:
@@ -59,6 +64,8 @@ class PrivateExecutor:
             for key in config.__struct_fields__:
                 if key not in _NOT_PRIVATE:
                     flags += ["--set", f"executor.{key}={getattr(config, key)}"]
+            if device:
+                flags += ["--set", f"rdma.device={device}"]
             try:
                 self._process: subprocess.Popen[bytes] = subprocess.Popen(
                     command("serve", *flags),

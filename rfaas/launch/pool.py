@@ -73,8 +73,14 @@ class Pool:
                 if not await self._wait_for_change(deadline - now):
                     raise
 
-    async def start(self, request: StartWorker) -> tuple[Worker, WorkerProcess, LeaseOnNode]:
+    async def start(
+        self, request: StartWorker, transport: str, host: str
+    ) -> tuple[Worker, WorkerProcess, LeaseOnNode]:
         """Start the worker of a lease with a library that is here.
+
+        Args:
+            transport: what feeds its rings.
+            host: the address where it listens, if it does.
 
         Raises:
             UnavailableError: the library is not here; send it.
@@ -96,6 +102,8 @@ class Pool:
             hot_timeout_ms=request.hot_timeout_ms,
             memory_bytes=lease.claims.memory_bytes,
             isolation=lease.claims.isolation,
+            transport=transport,
+            host=host,
         )
         try:
             await asyncio.wait_for(

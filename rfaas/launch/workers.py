@@ -20,6 +20,7 @@ from rfaas.errors import InternalError, LibraryError, WorkerCrashedError, from_w
 from rfaas.native._worker import end_ring
 from rfaas.proto import wire
 from rfaas.proto.messages import (
+    Endpoint,
     Error,
     KillWorker,
     LibraryLoaded,
@@ -122,6 +123,7 @@ class WorkerProcess:
         self.pid = 0
         self.doomed = False  # to be killed as soon as it is there
         self.functions: list[str] = []
+        self.endpoint: Endpoint | None = None
         self.steps_ns: dict[str, int] = {}
         self.rings_fd = -1
         self._account_fd = -1
@@ -154,6 +156,7 @@ class WorkerProcess:
                 case LibraryLoaded():
                     self.functions += message.functions
                     self.steps_ns = message.steps_ns
+                    self.endpoint = message.endpoint
                     if not message.more:
                         return
                 case _:

@@ -17,4 +17,12 @@ def measure(
     copy_out: bool = False,
     idle_ns: int = 0,
 ) -> array[int]: ...
-def pipeline(lane: Lane, function: int, data: bytes, inflight: int, count: int) -> int: ...
+def pipeline(
+    lane: Lane,
+    function: int,
+    data: bytes,
+    inflight: int,
+    count: int,
+    *,
+    in_place: bool = False,
+) -> int: ...

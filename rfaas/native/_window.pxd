@@ -6,10 +6,12 @@ cdef extern from "ring.h" nogil:
     ctypedef struct ring_header:
         uint32_t state
         uint32_t worker_sleeps
+        uint32_t client_sleeps
 
     ctypedef struct ring_map:
         ring_header *header
         uint64_t slot_bytes
+        uint64_t stride
         uint32_t slots
 
     uint64_t ticks()
@@ -37,10 +39,15 @@ cdef extern from "window.h" nogil:
         uint32_t refs
         uint8_t *data
 
+    ctypedef struct window_carrier:
+        pass
+
     ctypedef struct window:
         ring_map ring
         uint32_t free_count
         window_call *calls
+        const window_carrier *carrier
+        void *carried_by
 
     int window_open(window *w, int fd, uint64_t offset, const char **what)
     void window_close(window *w)
@@ -65,6 +72,7 @@ cdef class Lane:
     cdef uint32_t pinned         # slots that results and buffers use
     cdef void **holders          # slot -> the Call (borrowed) that waits for it
     cdef public object failure   # the RfaasError that ended this lane, or None
+    cdef public object explain   # None, or what tells why a lane ended: an RfaasError, if it knows
 
     cdef int pin(self, uint32_t slot) except -1
     cdef void unpin(self, uint32_t slot) noexcept

@@ -56,6 +56,11 @@ cdef class Lane:
         """The largest input, and output, of a call."""
         return self.w.ring.slot_bytes
 
+    @property
+    def client_sleeps(self):
+        """Whether a thread of ours sleeps until a result comes."""
+        return bool(self.w.ring.header.client_sleeps)
+
     def poll(self):
         """Collect what has arrived, unless another thread is at it."""
         if not self.polling and window_poll(&self.w) < 0 and self.failure is None:
@@ -86,7 +91,7 @@ cdef class Lane:
         cdef uint32_t slot
         if <const uint8_t *>data < base:
             return NO_SLOT
-        stride = 2 * (self.w.ring.slot_bytes + 4096)
+        stride = self.w.ring.stride
         offset = <const uint8_t *>data - base
         slot = <uint32_t>(offset // stride)
         if slot >= self.w.ring.slots or offset % stride or not self.w.calls[slot].refs:

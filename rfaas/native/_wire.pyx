@@ -25,7 +25,7 @@ cdef extern from "wire.h" nogil:
         uint32_t slots
 
     const wire_number *wire_numbers
-    int ring_open(ring_map *ring, int fd, uint64_t offset, int guards, const char **what)
+    int ring_open(ring_map *ring, int fd, uint64_t offset, const char **what)
     void ring_close(ring_map *ring)
     uint8_t *ring_input(const ring_map *ring, uint32_t slot)
     uint8_t *ring_output(const ring_map *ring, uint32_t slot)
@@ -62,7 +62,7 @@ def geometry(int fd, uint64_t offset=0):
     """
     cdef ring_map ring
     cdef const char *what
-    cdef int error = ring_open(&ring, fd, offset, 0, &what)
+    cdef int error = ring_open(&ring, fd, offset, &what)
     if error:
         raise errors.SystemCallError(
             f"cannot open a ring: could not {what.decode()}: {os.strerror(error)}"

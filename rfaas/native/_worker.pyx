@@ -41,10 +41,6 @@ cdef extern from "lane.h" nogil:
     ctypedef struct ring_account:
         pass
 
-    ctypedef struct lane_function:
-        void *address
-        uint32_t abi
-
     ctypedef struct worker_lane:
         ring_map ring
         ring_account *account
@@ -52,10 +48,13 @@ cdef extern from "lane.h" nogil:
         uint32_t function_count
         uint64_t hot_ticks
         int cpu
+        void (*loop)(worker_lane *lane) noexcept nogil
 
     uint64_t ns_to_ticks(uint64_t ns)
     void ticks_calibrate()
-    int ring_open(ring_map *ring, int fd, uint64_t offset, int guards, const char **what)
+    int ring_open(ring_map *ring, int fd, uint64_t offset, const char **what)
+    int ring_guard(const ring_map *ring)
+    void lane_loop(worker_lane *lane)
     int lane_start(worker_lane *lane)
     void lane_stop(worker_lane *lane)
     void store_release(uint32_t *p, uint32_t value)
@@ -97,10 +96,6 @@ cdef class Library:
 
     Never unloaded: its threads and atexit handlers may live as long as the process.
     """
-
-    cdef void *handle
-    cdef lane_function *functions
-    cdef uint32_t count
 
     def __init__(self, int fd):
         """Load the shared object behind `fd`, which may be closed afterwards.
@@ -162,7 +157,10 @@ cdef class WorkerLanes:
             raise MemoryError
         for index in range(len(cpus)):
             lane = &self.lanes[index]
-            error = ring_open(&lane.ring, rings_fd, index * ring_bytes, 1, &what)
+            error = ring_open(&lane.ring, rings_fd, index * ring_bytes, &what)
+            if not error:
+                what = "protect its guard pages"
+                error = ring_guard(&lane.ring)
             if error:
                 raise errors.SystemCallError(
                     f"cannot open a ring: could not {what.decode()}: {os.strerror(error)}"
@@ -170,6 +168,7 @@ cdef class WorkerLanes:
             lane.account = &self.accounts[index]
             lane.functions = library.functions
             lane.function_count = library.count
+            lane.loop = lane_loop
             lane.cpu = cpus[index]
             lane.hot_ticks = (
                 HOT_ALWAYS if hot_timeout_ms < 0 else ns_to_ticks(hot_timeout_ms * 1_000_000)

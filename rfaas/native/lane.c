@@ -5,32 +5,17 @@
  * `hot_ticks` without one it sleeps on the ring's futex.
  */
 #define _GNU_SOURCE
-#include "lane.h"
+#include "serve.h"
 
 #include <errno.h>
 #include <sched.h>
-
-#define SPINS_PER_CHECK 64 /* spins between two looks at the clock and the stop flag */
-#define YIELD_NS 50000     /* of idle spinning, then whoever shares the processor may run */
-
-typedef struct {
-    uint64_t start, executing, sleeping; /* ticks */
-    uint64_t last_call;                  /* when the last call ended */
-    uint64_t start_ns;
-} lane_times;
-
-static void account(const worker_lane *lane, const lane_times *times, uint64_t now) {
-    ring_account *line = lane->account;
-    line->executing_ns = ticks_to_ns(times->executing);
-    line->polling_ns = ticks_to_ns(now - times->start - times->executing - times->sleeping);
-}
 
 /* Sleep until the client announces something.  The order "say that we sleep, fence, look
  * again" pairs with the client's "announce, fence, look who sleeps". */
 static void lane_sleep(worker_lane *lane, const ring_cell *cell, uint32_t seq, lane_times *times) {
     uint32_t *sleeps = &lane->ring.header->worker_sleeps;
     uint64_t before = ticks();
-    account(lane, times, before);
+    lane_account(lane, times, before);
     store_release(sleeps, 1);
     fence();
     if (!cell_ready(cell, seq) && !load_acquire(&lane->stop)) {
@@ -64,39 +49,12 @@ static int lane_wait(worker_lane *lane, const ring_cell *cell, uint32_t seq, lan
         if (now - times->last_call >= lane->hot_ticks)
             lane_sleep(lane, cell, seq, times);
         else
-            account(lane, times, now);
+            lane_account(lane, times, now);
         if (now - yielded >= yield_ticks) {
             sched_yield();
             yielded = ticks();
         }
     }
-}
-
-/* What a function reported, as status and detail; `size` becomes the bytes to send. */
-typedef struct {
-    uint32_t status, size, detail;
-} outcome;
-
-static inline outcome lane_call(const worker_lane *lane, uint32_t index, uint8_t *input,
-                                uint32_t size, uint8_t *output) {
-    const lane_function *function = &lane->functions[index];
-    const uint32_t capacity = (uint32_t)lane->ring.slot_bytes;
-    outcome result = {STATUS_OK, 0, 0};
-    if (LIKELY(function->abi == 1)) {
-        result.size = ((plain_function)function->address)(input, size, output);
-    } else {
-        rfaas_call call = {.args = input, .res = output, .size = size, .capacity = capacity};
-        int32_t status = ((rfaas_function)function->address)(&call);
-        result.size = call.result_size;
-        if (UNLIKELY(status)) {
-            result.status = STATUS_FUNCTION_FAILED;
-            result.detail = (uint32_t)status;
-            result.size = call.text_size <= capacity ? call.text_size : 0;
-        }
-    }
-    if (UNLIKELY(result.size > capacity))
-        result = (outcome){STATUS_OUTPUT_TOO_LARGE, 0, result.size};
-    return result;
 }
 
 static inline void lane_serve(worker_lane *lane, const ring_cell *cell, uint32_t index,
@@ -120,7 +78,7 @@ static inline void lane_serve(worker_lane *lane, const ring_cell *cell, uint32_t
             cell_get_inline(cell, input, size);
         const uint64_t before = ticks();
         line->busy_since_ns = times->start_ns + ticks_to_ns(before - times->start);
-        result = lane_call(lane, function, input, size, output);
+        result = lane_call(lane, function, input, size, output, (uint32_t)ring->slot_bytes);
         line->calls++; /* before the answer: what a client has seen is counted */
         line->failed += result.status != STATUS_OK;
         if (result.size <= INLINE_BYTES_MAX)
@@ -140,7 +98,7 @@ static inline void lane_serve(worker_lane *lane, const ring_cell *cell, uint32_t
     times->last_call = ticks();
 answered:
     wake_if_asleep(&ring->header->client_sleeps);
-    account(lane, times, times->last_call);
+    lane_account(lane, times, times->last_call);
 }
 
 /* A function that calls pthread_exit(3) would leave a lane that nobody serves: the process
@@ -153,7 +111,7 @@ static void thread_exited(void *unused) {
     _exit(72);
 }
 
-static void lane_loop(worker_lane *lane) {
+void lane_loop(worker_lane *lane) {
     uint32_t index = lane->ring.header->first;
     lane_times times = {.start = ticks(), .start_ns = monotonic_ns()};
     times.last_call = times.start;
@@ -165,9 +123,10 @@ static void lane_loop(worker_lane *lane) {
     }
 }
 
-static void *lane_main(void *lane) {
+static void *lane_main(void *argument) {
+    worker_lane *lane = argument;
     pthread_cleanup_push(thread_exited, NULL);
-    lane_loop(lane);
+    lane->loop(lane);
     pthread_cleanup_pop(0);
     return NULL;
 }
@@ -196,6 +155,8 @@ void lane_stop(worker_lane *lane) {
     store_release(&lane->stop, 1);
     store_release(&lane->ring.header->worker_sleeps, 0);
     futex_wake(&lane->ring.header->worker_sleeps);
+    if (lane->wake)
+        lane->wake(lane);
     pthread_join(lane->thread, NULL);
     lane->started = 0;
 }

@@ -16,7 +16,8 @@ typedef struct {
 
 #define HOT_ALWAYS UINT64_MAX
 
-typedef struct {
+typedef struct worker_lane worker_lane;
+struct worker_lane {
     ring_map ring;
     ring_account *account;          /* lent by the executor: one line of its page */
     const lane_function *functions; /* lent: lives as long as the process */
@@ -26,7 +27,11 @@ typedef struct {
     int cpu;            /* to be pinned to; -1: anywhere */
     int started;
     pthread_t thread;
-} worker_lane;
+    void (*loop)(worker_lane *lane); /* what its thread runs, until `stop` is set */
+    void (*wake)(worker_lane *lane); /* NULL, or how to wake that besides by the ring's futex */
+};
+
+void lane_loop(worker_lane *lane); /* calls come over the ring: the client, or what feeds it */
 
 int lane_start(worker_lane *lane); /* 0 or an errno */
 void lane_stop(worker_lane *lane); /* returns when the thread has ended; not while it calls */

@@ -31,7 +31,7 @@ void ticks_calibrate(void) {
 
 static uint64_t round_up(uint64_t bytes, uint64_t unit) { return (bytes + unit - 1) / unit * unit; }
 
-int ring_open(ring_map *ring, int fd, uint64_t offset, int guards, const char **what) {
+int ring_open(ring_map *ring, int fd, uint64_t offset, const char **what) {
     struct stat status;
     ring_header header;
     *what = "read its header";
@@ -48,8 +48,8 @@ int ring_open(ring_map *ring, int fd, uint64_t offset, int guards, const char **
         header.slot_bytes > SLOT_BYTES_MAX)
         return EBADMSG;
     uint64_t base = round_up(PAGE_BYTES + 2ull * header.cells * sizeof(ring_cell), PAGE_BYTES);
-    uint64_t stride = 2 * (header.slot_bytes + PAGE_BYTES);
-    uint64_t bytes = base + header.slots * stride;
+    uint64_t stride = header.slot_bytes + PAGE_BYTES;
+    uint64_t bytes = base + 2 * header.slots * stride;
     if ((uint64_t)status.st_size < bytes || offset > (uint64_t)status.st_size - bytes ||
         offset % PAGE_BYTES)
         return EBADMSG;
@@ -60,20 +60,21 @@ int ring_open(ring_map *ring, int fd, uint64_t offset, int guards, const char **
     ring->header = (ring_header *)at;
     ring->requests = (ring_cell *)(at + PAGE_BYTES);
     ring->responses = ring->requests + header.cells;
-    ring->slots_base = at + base;
+    ring->inputs = at + base;
+    ring->outputs = ring->inputs + header.slots * stride;
     ring->slot_bytes = header.slot_bytes;
     ring->stride = stride;
     ring->bytes = bytes;
     ring->slots = header.slots;
     ring->mask = header.cells - 1;
-    *what = "protect its guard pages";
-    for (uint32_t slot = 0; guards && slot < header.slots; slot++) {
-        if (mprotect(ring_input(ring, slot) + header.slot_bytes, PAGE_BYTES, PROT_NONE) ||
-            mprotect(ring_output(ring, slot) + header.slot_bytes, PAGE_BYTES, PROT_NONE)) {
-            int error = errno;
-            ring_close(ring);
-            return error;
-        }
+    return 0;
+}
+
+int ring_guard(const ring_map *ring) {
+    for (uint32_t slot = 0; slot < ring->slots; slot++) {
+        if (mprotect(ring_input(ring, slot) + ring->slot_bytes, PAGE_BYTES, PROT_NONE) ||
+            mprotect(ring_output(ring, slot) + ring->slot_bytes, PAGE_BYTES, PROT_NONE))
+            return errno;
     }
     return 0;
 }

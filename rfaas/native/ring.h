@@ -67,17 +67,17 @@ typedef struct {
 typedef struct {
     ring_header *header;
     ring_cell *requests, *responses;
-    uint8_t *slots_base;
+    uint8_t *inputs, *outputs; /* the first of each; the next is `stride` on */
     uint64_t slot_bytes, stride, bytes;
     uint32_t slots, mask;
 } ring_map;
 
 static inline uint8_t *ring_input(const ring_map *ring, uint32_t slot) {
-    return ring->slots_base + slot * ring->stride;
+    return ring->inputs + slot * ring->stride;
 }
 
 static inline uint8_t *ring_output(const ring_map *ring, uint32_t slot) {
-    return ring->slots_base + slot * ring->stride + ring->slot_bytes + PAGE_BYTES;
+    return ring->outputs + slot * ring->stride;
 }
 
 static inline uint32_t imm_make(uint32_t slot, uint32_t low, uint32_t flags) {
@@ -206,9 +206,13 @@ static inline int cell_ready(const ring_cell *cell, uint32_t seq) {
                   seq1 == seq || load_acquire(&cell->seq1) == seq);
 }
 
-/* Map the ring at `offset` of `fd`; with `guards`, make its guard pages inaccessible.
- * Returns 0, or an errno with *what set to the step that failed. */
-int ring_open(ring_map *ring, int fd, uint64_t offset, int guards, const char **what);
+/* Map the ring at `offset` of `fd`.  Returns 0, or an errno with *what set to the step that
+ * failed. */
+int ring_open(ring_map *ring, int fd, uint64_t offset, const char **what);
+
+/* Make the guard pages inaccessible: 0 or an errno.  After memory was registered with a NIC,
+ * which takes no page that cannot be written. */
+int ring_guard(const ring_map *ring);
 void ring_close(ring_map *ring);
 
 #endif

@@ -10,7 +10,7 @@
 #define YIELD_NS 20000 /* of spinning, then a worker that shares our processor may run */
 
 int window_open(window *w, int fd, uint64_t offset, const char **what) {
-    int error = ring_open(&w->ring, fd, offset, 0, what);
+    int error = ring_open(&w->ring, fd, offset, what);
     if (error)
         return error;
     const uint32_t slots = w->ring.slots;
@@ -24,12 +24,16 @@ int window_open(window *w, int fd, uint64_t offset, const char **what) {
     memset(w->calls, 0, slots * sizeof *w->calls);
     w->next_request = w->next_response = w->ring.header->first;
     w->free_count = w->abandoned = 0;
+    w->carrier = NULL;
     for (uint32_t slot = slots; slot-- > 0;)
         w->free[w->free_count++] = slot;
     return 0;
 }
 
 void window_close(window *w) {
+    if (w->carrier)
+        w->carrier->close(w);
+    w->carrier = NULL;
     ring_close(&w->ring);
     free(w->calls);
     free(w->free);
@@ -64,6 +68,8 @@ static inline int collect(window *w, const ring_cell *cell) {
 
 int window_poll(window *w) {
     int count = 0;
+    if (UNLIKELY(w->carrier != NULL))
+        return w->carrier->poll(w);
     while (window_in_flight(w) && cell_ready(next_cell(w), w->next_response + 1)) {
         if (collect(w, next_cell(w)))
             return -1;
@@ -76,7 +82,41 @@ static inline int satisfied(const window *w, uint32_t slot, int collected) {
     return slot == UINT32_MAX ? collected > 0 : w->calls[slot].state == CALL_DONE;
 }
 
+/* The same as below where responses do not come into memory by themselves. */
+static int carried_wait(window *w, uint32_t slot, uint64_t spin_ticks, uint64_t sleep_ns) {
+    const uint64_t start = ticks();
+    uint64_t yielded = start;
+    for (;;) {
+        for (int i = 0; i < SPINS_PER_CHECK; i++) {
+            int collected = w->carrier->poll(w);
+            if (UNLIKELY(collected < 0))
+                return WAIT_INVALID;
+            if (satisfied(w, slot, collected))
+                return WAIT_DONE;
+            cpu_pause();
+        }
+        if (UNLIKELY(load_acquire(&w->ring.header->state) == RING_ENDED))
+            return WAIT_ENDED;
+        const uint64_t now = ticks();
+        if (now - start >= spin_ticks)
+            break;
+        if (ticks_to_ns(now - yielded) >= w->carrier->yield_ns) {
+            w->carrier->look(w);
+            sched_yield();
+            yielded = ticks();
+        }
+    }
+    if (!sleep_ns)
+        return WAIT_AGAIN;
+    const int collected = w->carrier->doze(w, sleep_ns);
+    if (UNLIKELY(collected < 0))
+        return WAIT_INVALID;
+    return satisfied(w, slot, collected) ? WAIT_DONE : WAIT_AGAIN;
+}
+
 int window_wait(window *w, uint32_t slot, uint64_t spin_ticks, uint64_t sleep_ns) {
+    if (UNLIKELY(w->carrier != NULL))
+        return carried_wait(w, slot, spin_ticks, sleep_ns);
     uint32_t *sleeps = &w->ring.header->client_sleeps;
     const uint64_t start = ticks();
     uint64_t now, yielded = start;

@@ -22,13 +22,28 @@ typedef struct {
     uint8_t data[INLINE_BYTES_MAX] LINE_ALIGNED;
 } window_call;
 
+typedef struct window window;
+
+/* What takes calls to a worker that shares no memory with us.  A window without one is a ring
+ * that the worker reads itself, and costs one branch that is never taken. */
 typedef struct {
+    void (*put)(window *w, uint32_t slot, uint32_t function, const void *data, uint32_t size);
+    int (*poll)(window *w); /* as window_poll */
+    int (*doze)(window *w, uint64_t sleep_ns); /* sleep until something may have arrived; poll */
+    void (*look)(window *w);  /* whether the worker has gone; each `yield_ns` of a spin */
+    void (*close)(window *w); /* before the window's memory goes */
+    uint64_t yield_ns; /* of spinning, then whoever shares the processor may run */
+} window_carrier;
+
+struct window {
     ring_map ring;
     uint32_t next_request, next_response; /* indices of cells, modulo 2^32 */
     uint32_t free_count, abandoned;
     window_call *calls; /* one per slot */
     uint32_t *free;     /* a stack: the slot used last is used next, while it is in cache */
-} window;
+    const window_carrier *carrier; /* NULL: shared memory */
+    void *carried_by;              /* the carrier's own */
+};
 
 /* What `window_wait` says. */
 enum {
@@ -96,6 +111,10 @@ static inline void window_sweep(window *w) {
 /* Announce a call whose `size` bytes of input are at `data`, or (NULL) in the slot already. */
 static inline void window_put(window *w, uint32_t slot, uint32_t function, const void *data,
                               uint32_t size) {
+    if (UNLIKELY(w->carrier != NULL)) {
+        w->carrier->put(w, slot, function, data, size);
+        return;
+    }
     ring_cell *cell = &w->ring.requests[w->next_request & w->ring.mask];
     const uint32_t seq = w->next_request + 1;
     w->calls[slot].state = CALL_IN_FLIGHT;

@@ -1,6 +1,8 @@
 /* See wire.h.  The compiler fills in the values: nothing is written down a third time. */
 #include "wire.h"
 
+#include "verbs_wire.h"
+
 #include <stddef.h>
 
 #define SAME(name) {#name, name}
@@ -20,6 +22,10 @@ const wire_number wire_numbers[] = {
     SAME(SLOTS_MAX),
     SAME(SLOT_BYTES_MAX),
     SAME(INLINE_BYTES_MAX),
+    SAME(VERBS_MAGIC),
+    SAME(VERBS_VERSION),
+    SAME(SECRET_BYTES),
+    SAME(DETAIL_BYTES),
     HEADER(MAGIC, magic),
     HEADER(VERSION, version),
     HEADER(SLOTS, slots),

@@ -40,6 +40,7 @@ from typing import Annotated
 from msgspec import Meta, Struct
 
 from rfaas import __version__
+from rfaas.proto.wire import SECRET_BYTES
 
 PROTOCOL_VERSION = 1
 FRAME_BYTES_MAX = 64 * 1024
@@ -310,8 +311,16 @@ class StartWorker(Message, frozen=True):
     transport: Name = "auto"
 
 
+class Endpoint(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where a worker listens for the connections of its lanes, and what lets a client in."""
+
+    host: Address
+    port: Annotated[int, Meta(ge=1, le=65535)]
+    secret: Annotated[bytes, Meta(min_length=SECRET_BYTES, max_length=SECRET_BYTES)]
+
+
 class WorkerStarted(Message, frozen=True):
-    """The worker serves.  What its transport offers to the client comes along.
+    """The worker serves.  What its transport offers to the client comes along, or `endpoint`.
 
     `functions` are the names in order of their index; where they do not fit
     into one frame, `more` is set and `ListFunctions` brings the rest.
@@ -325,6 +334,7 @@ class WorkerStarted(Message, frozen=True):
     cpus: tuple[int, ...]
     functions: tuple[Name, ...]
     more: bool = False
+    endpoint: Endpoint | None = None
     steps_ns: dict[str, int] = {}
 
 
@@ -368,6 +378,7 @@ class LoadLibrary(Message, frozen=True):
     """To a new worker: what to serve.  Descriptors: library, rings, accounting page.
 
     Ring i starts at `i * ring_bytes` and is served by a thread on `cpus[i]` (-1: anywhere).
+    Over `verbs`, the worker listens for the client at `host`.
     """
 
     ring_bytes: Count
@@ -375,6 +386,8 @@ class LoadLibrary(Message, frozen=True):
     hot_timeout_ms: int
     memory_bytes: Bytes
     isolation: Name
+    transport: Name = "shm"
+    host: Annotated[str, Meta(max_length=255)] = ""
 
 
 class LibraryLoaded(Message, frozen=True):
@@ -382,6 +395,7 @@ class LibraryLoaded(Message, frozen=True):
 
     functions: tuple[Name, ...]
     more: bool = False
+    endpoint: Endpoint | None = None
     steps_ns: dict[str, int] = {}
 
 

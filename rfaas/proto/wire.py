@@ -13,7 +13,8 @@ All integers are little-endian.  A *ring* is one lane's memory, a sealed memfd:
 
     0                       header page (offsets below)
     PAGE_BYTES              `cells` request cells, then `cells` response cells
-    then, page aligned      `slots` times: input | guard page | output | guard page
+    then, page aligned      `slots` times: input | guard page
+                            `slots` times: output | guard page
 
 A cell is two cache lines, each with a sequence number of its own, so that the
 reader can wait for both at once.  Cell `i % cells` announces the i-th request
@@ -62,6 +63,16 @@ CELL_SEQ1 = LINE_BYTES
 CELL_DATA1 = LINE_BYTES + 8
 CELL_DATA1_BYTES = CELL_BYTES - CELL_DATA1
 INLINE_BYTES_MAX = CELL_DATA0_BYTES + CELL_DATA1_BYTES  # 104
+
+# Over RDMA: a connection's private data, little-endian and without gaps.  `address` and `rkey`
+# are those of slot 0 of what the other side writes to: outputs at the client, inputs at the
+# worker; slot i lies i * slot_stride(slot_bytes) on.  native/verbs.h has the same.
+VERBS_MAGIC = 0x31564652  # b"RFV1"
+VERBS_VERSION = 1
+VERBS_WINDOW = "<IHHQIII"  # magic, version, lane, address, rkey, slots, slot_bytes
+SECRET_BYTES = 16  # follow the window in the client's hello
+VERBS_REFUSAL = "<IHH"  # magic, version, reason: private data of a rejection
+DETAIL_BYTES = 4  # u32 at the end of the payload of an answer that is not OK; not in its text
 
 SLOT_BYTES_MAX = 1 << 31  # sizes are 32 bits wide on the published ABI
 SLOTS_DEFAULT = 16
@@ -129,10 +140,10 @@ def slots_offset(slots: int) -> int:
 
 
 def slot_stride(slot_bytes: int) -> int:
-    """Distance from one slot to the next: input, guard, output, guard."""
-    return 2 * (slot_bytes + PAGE_BYTES)
+    """Distance from one input to the next, and from one output to the next."""
+    return slot_bytes + PAGE_BYTES
 
 
 def ring_bytes(slots: int, slot_bytes: int) -> int:
     """Size of a ring."""
-    return slots_offset(slots) + slots * slot_stride(slot_bytes)
+    return slots_offset(slots) + 2 * slots * slot_stride(slot_bytes)

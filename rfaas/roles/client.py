@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from typing import BinaryIO
 
 from msgspec import Struct, json
 from msgspec.structs import replace
@@ -23,6 +24,7 @@ from rfaas.proto import wire
 from rfaas.proto.messages import LeaseReport, NodeReport
 from rfaas.units import format_bytes, format_ns
 
+READ_BYTES = 1 << 20  # of an input at once
 _NODE = ("NODE", "STATE", "CORES FREE", "MEMORY FREE", "LEASES", "BEAT", "ADDRESS")
 _LEASE = ("LEASE", "STATE", "CLIENT", "NODE", "CORES", "MEMORY", "ISOLATION", "LEFT", "CALLS")
 
@@ -69,16 +71,25 @@ def _read_input(name: str | None) -> bytes:
     most = wire.SLOT_BYTES_MAX
     try:
         if name == "-":
-            data = sys.stdin.buffer.read(most + 1)
+            data = _read(sys.stdin.buffer, most)
         else:
             with open(name, "rb") as file:
                 _check_size(name, os.fstat(file.fileno()).st_size)
-                data = file.read(most + 1)
+                data = _read(file, most)
     except OSError as error:
         hint = "INPUT names a file; '-' takes standard input" if not os.path.exists(name) else ""
         raise UsageError(f"cannot read the input {name}: {error.strerror}", hint=hint) from None
     _check_size(name, len(data))
     return data
+
+
+def _read(file: BinaryIO, most: int) -> bytes:
+    """All of it, or one byte more than `most`: read(n) takes n bytes of memory at once."""
+    parts, left = [], most + 1
+    while left and (part := file.read(min(left, READ_BYTES))):
+        parts.append(part)
+        left -= len(part)
+    return b"".join(parts)
 
 
 def _check_size(name: str, size_bytes: int) -> None:

@@ -70,9 +70,11 @@ class Executor:
         zygote: tuple[int, socket.socket],
         ready: Callable[[str], None],
         lost: Callable[[str], None],
+        device: str = "",
     ) -> None:
         cores, cpus = cores_of(config)
         self._config = config
+        self._device = device
         self._clock = clock
         self._started_s = clock.monotonic_s()
         self._clients: dict[str, Client] = {}  # by lease
@@ -262,7 +264,8 @@ class Executor:
         self, request: m.StartWorker
     ) -> tuple[m.WorkerStarted, tuple[int, ...]]:
         carrier = transport(request.transport)
-        worker, process, lease = await self._pool.start(request)
+        host = carrier.host(self._device)
+        worker, process, lease = await self._pool.start(request, carrier.name, host)
         log.info(
             "lease %s: worker %d serves %d lanes on processors %s",
             request.lease[:8],
@@ -280,6 +283,7 @@ class Executor:
             cpus=lease.cpus,
             functions=names,
             more=more,
+            endpoint=process.endpoint,
             steps_ns=process.steps_ns,
         )
         return started, carrier.offer(process.rings_fd)
@@ -385,6 +389,7 @@ async def run(
     zygote: tuple[int, socket.socket],
     private: socket.socket | None = None,
     waiting: Callable[[str], None] = lambda _: None,
+    device: str = "",
 ) -> None:
     """Live as an executor until `stop` is set, or the link of a private one ends.
 
@@ -393,6 +398,7 @@ async def run(
         zygote: process id and socket of `launch.zygote.start`, now the executor's.
         private: the link of the one client to serve.
         waiting: called, before `ready`, when it listens and has yet to join its manager.
+        device: the RDMA device that workers listen on; "": the first that can be used.
 
     Raises:
         AddressInUseError, SystemCallError: it cannot listen.
@@ -405,7 +411,7 @@ async def run(
         stop.set()
 
     loop = asyncio.get_running_loop()
-    executor = Executor(config, clock, zygote, ready, lost)
+    executor = Executor(config, clock, zygote, ready, lost, device)
     ticking = loop.create_task(executor.tick())
     waits: list[asyncio.Task[object]] = [loop.create_task(stop.wait())]
     try:

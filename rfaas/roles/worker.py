@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import mmap
 import os
+import select
 import time
 
 from rfaas import sandbox
 from rfaas.control.link import Link
 from rfaas.core.elf import read_functions
 from rfaas.errors import PeerLostError, ProtocolError, RfaasError, SystemCallError
-from rfaas.native._worker import Library, WorkerLanes
+from rfaas.native._worker import Library
 from rfaas.proto import wire
 from rfaas.proto.codec import names_page
 from rfaas.proto.messages import Error, LibraryLoaded, LoadLibrary
+from rfaas.transport.serve import Served, serve
 
 _AREAS_PER_SLOT = 4  # of our mapping: input, guard page, output, guard page
 _AREAS_BASE = 1024  # areas of memory that a worker has beside its slots; it has some 300
@@ -34,14 +36,26 @@ def run(link: Link) -> int:
         except RfaasError as error:
             link.send(Error(id=task.id, code=error.code, text=error.text, hint=error.hint))
             return 1
-        link.receive()  # nothing more is sent: this returns, by raising, at the end
-        lanes.stop()
+        _attend(link, lanes)
     except PeerLostError:
         pass  # ended as it should be: lanes that still call go with the process
     return 0
 
 
-def _load(link: Link, task: LoadLibrary) -> WorkerLanes:
+def _attend(link: Link, lanes: Served) -> None:
+    """Do what the lanes need until the executor closes the link, which raises."""
+    poller = select.poll()
+    for fd in (link.fileno(), *lanes.filenos()):
+        poller.register(fd, select.POLLIN)
+    while True:
+        for fd, _ in poller.poll():
+            if fd == link.fileno():
+                link.receive()  # nothing more is sent: this raises, at the end
+            else:
+                lanes.step()
+
+
+def _load(link: Link, task: LoadLibrary) -> Served:
     if not os.path.exists("/proc/self/fd"):
         raise SystemCallError(
             "this node has no /proc, through which workers load libraries from memory",
@@ -58,11 +72,10 @@ def _load(link: Link, task: LoadLibrary) -> WorkerLanes:
     library.bind(table)
     steps.done("load")
     try:
-        lanes = WorkerLanes(
-            library, rings_fd, task.ring_bytes, account_fd, task.cpus, task.hot_timeout_ms
-        )
+        lanes = serve(task, library, rings_fd, account_fd)
     except SystemCallError as error:
-        raise SystemCallError(error.text, hint=_lanes_hint(rings_fd, len(task.cpus))) from None
+        hint = error.hint or _lanes_hint(rings_fd, len(task.cpus))
+        raise SystemCallError(error.text, hint=hint) from None
     for fd in (library_fd, rings_fd, account_fd):
         os.close(fd)
     steps.done("start_lanes")
@@ -71,7 +84,15 @@ def _load(link: Link, task: LoadLibrary) -> WorkerLanes:
     while more:
         part, more = names_page(names, start)
         start += len(part)
-        link.send(LibraryLoaded(id=task.id, functions=part, more=more, steps_ns=steps.ns))
+        link.send(
+            LibraryLoaded(
+                id=task.id,
+                functions=part,
+                more=more,
+                endpoint=lanes.endpoint,
+                steps_ns=steps.ns,
+            )
+        )
     return lanes
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,6 +12,15 @@ import pytest
 from tests.functions.build import build_library, build_shipped
 from tests.harness.gate import Gate
 from tests.harness.site import Site
+
+
+@pytest.fixture(scope="session", autouse=True)
+def rdma_is_open(request: pytest.FixtureRequest) -> None:
+    """With RFAAS_LANE_TRANSPORT=verbs: librdmacm keeps devices open, which is no test's leak."""
+    if os.environ.get("RFAAS_LANE_TRANSPORT") == "verbs":
+        from tests.transport.served_verbs import open_devices
+
+        open_devices(request.getfixturevalue("rdma_ends")[0])
 
 
 @pytest.fixture(scope="session")

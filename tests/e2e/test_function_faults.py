@@ -174,6 +174,8 @@ def test_loop_past_its_deadline(session: Session, hostile: Path) -> None:
 
 def test_answer_that_makes_no_sense(session: Session, hostile: Path) -> None:
     """A worker that cannot be believed any more is replaced, like one that died."""
+    if session.config.lane.transport == "verbs":
+        pytest.skip("over verbs, a client reads nothing of what stands in the worker's ring")
     slots = 4
     responses = wire.PAGE_BYTES + wire.cells_for(slots) * wire.CELL_BYTES
     with session.lease(library=hostile, slots=slots) as lease:

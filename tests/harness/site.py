@@ -41,6 +41,10 @@ def say(*words):
 """
 
 
+# How to run all of it over another transport; nothing else of the caller's comes through.
+KEPT = ("RFAAS_LANE_TRANSPORT", "RFAAS_LANE_SLOT_BYTES", "RFAAS_RDMA_DEVICE")
+
+
 class Site:
     """See the module's docstring; `settings` are configuration keys that differ from SETTINGS."""
 
@@ -50,7 +54,11 @@ class Site:
         self.state = path / "state"
         self.killed = False  # what is killed leaves its socket's file behind
         self.children: list[Child] = []
-        clean = {key: value for key, value in os.environ.items() if not key.startswith("RFAAS_")}
+        clean = {
+            key: value
+            for key, value in os.environ.items()
+            if not key.startswith("RFAAS_") or key in KEPT
+        }
         self.environ = clean | {
             "HOME": str(path),
             "XDG_CONFIG_HOME": str(path),

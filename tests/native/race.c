@@ -74,11 +74,12 @@ int main(int argc, char **argv)
     static ring_account account;
     static window client;
     const lane_function function = {(void *)add_one, 1};
-    worker_lane worker = {.account = &account, .functions = &function, .function_count = 1,
+    worker_lane worker = {.loop = lane_loop, .account = &account,
+                          .functions = &function, .function_count = 1,
                           .hot_ticks = worker_sleeps ? 0 : HOT_ALWAYS, .cpu = -1};
     const char *what = "";
     int fd = make_ring();
-    check(!ring_open(&worker.ring, fd, 0, 1, &what), what);
+    check(!ring_open(&worker.ring, fd, 0, &what) && !ring_guard(&worker.ring), what);
     check(!window_open(&client, fd, 0, &what), what);
     check(!lane_start(&worker), "cannot start a lane");
 

@@ -56,7 +56,7 @@ def test_geometry_is_the_same(slots: int, slot_bytes: int) -> None:
                 "requests": wire.PAGE_BYTES,
                 "responses": wire.PAGE_BYTES + cells_bytes,
                 "inputs": inputs,
-                "outputs": [at + slot_bytes + wire.PAGE_BYTES for at in inputs],
+                "outputs": [at + slots * stride for at in inputs],
                 "bytes": whole,
             }
         assert os.fstat(fd).st_size == 2 * whole

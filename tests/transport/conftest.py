@@ -19,6 +19,7 @@ from tests.transport.served import Gate, Serve, Served  # noqa: E402 - after the
 
 if TYPE_CHECKING:
     from rfaas.transport import Transport
+    from tests.harness.rdma import End
 
 
 @pytest.fixture(scope="session")
@@ -27,6 +28,15 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = (Path(__file__).parent / "contract.c").read_text()
     here = f"-I{FUNCTIONS}"  # its includes are relative to a folder beside this one
     return build_text(tmp_path_factory.mktemp("libraries"), "contract", source, here)
+
+
+@pytest.fixture(scope="session")
+def verbs_ends(rdma_ends: tuple[End, End]) -> tuple[End, End]:
+    """Two RDMA devices that are open already, as they stay for the life of a process."""
+    from tests.transport.served_verbs import open_devices
+
+    open_devices(rdma_ends[0])
+    return rdma_ends
 
 
 @pytest.fixture

@@ -128,17 +128,19 @@ class Served:
 
     def _start(self, library: Path, hot_timeout_ms: int) -> list[str]:
         table = read_functions(library.read_bytes(), os.uname().machine)
-        parent, (ready, say) = os.getpid(), os.pipe()
+        ready, say = os.pipe()
         self.pid = os.fork()
         if not self.pid:
-            self._work(parent, say, library, list(table), hot_timeout_ms)
+            self._work(say, library, list(table), hot_timeout_ms)
         os.close(say)
         with open(ready, "rb") as pipe:
-            assert pipe.read() == b"ready"
+            said = pipe.read()
+        assert said, "the worker did not start"
+        self._began(said)
         return [function.name for function in table]
 
     def _work(
-        self, parent: int, say: int, library: Path, table: list[tuple[str, int]], timeout_ms: int
+        self, say: int, library: Path, table: list[tuple[str, int]], timeout_ms: int
     ) -> NoReturn:
         try:
             faulthandler.disable()  # its crashes are meant
@@ -147,19 +149,25 @@ class Served:
             fd = os.open(library, os.O_RDONLY)
             loaded = Library(fd)
             loaded.bind(table)
-            cpus = [-1] * self._lanes
-            running = WorkerLanes(
-                loaded, self.rings_fd, self._stride, self._account_fd, cpus, timeout_ms
-            )
-            os.write(say, b"ready")
-            os.close(say)
-            while os.getppid() == parent:
-                signal.pause()
-            running.stop()
+            self._run(loaded, timeout_ms, say)
         except BaseException:  # noqa: BLE001 - or the fork would go on as a second pytest
             traceback.print_exc()
         finally:
             os._exit(70)
+
+    def _began(self, said: bytes) -> None:
+        """In the test: the worker serves, and this is what it said."""
+
+    def _run(self, library: Library, hot_timeout_ms: int, say: int) -> None:
+        """In the worker: serve, say something, and live until it is killed."""
+        cpus = [-1] * self._lanes
+        running = WorkerLanes(
+            library, self.rings_fd, self._stride, self._account_fd, cpus, hot_timeout_ms
+        )
+        os.write(say, b"ready")
+        os.close(say)
+        while running is not None:
+            signal.pause()
 
     def reap(self) -> int:
         """Wait until the worker is dead; tell its client, as an executor does. The status."""

@@ -1,0 +1,129 @@
+"""What goes wrong with RDMA, in words: errors of steps, of completions, of connections.
+
+The native part knows numbers and steps (`native/_verbs.pyx`); a person needs to
+know what they mean and what to do.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+from typing import TYPE_CHECKING, Any
+
+from rfaas.errors import RfaasError, SystemCallError, UnavailableError
+from rfaas.units import format_bytes
+
+if TYPE_CHECKING:
+    from rfaas.native._verbs import Trouble
+
+Fault = tuple[str, int, str, int]  # as of `_verbs.fault`
+
+# enum ibv_wc_status, by number: its name, what it means here.  ibv_poll_cq(3)
+COMPLETIONS = {
+    1: ("LOC_LEN_ERR", "a local length was wrong"),
+    2: ("LOC_QP_OP_ERR", "the queue pair refused the operation"),
+    4: ("LOC_PROT_ERR", "memory that is not registered was to be sent"),
+    5: ("WR_FLUSH_ERR", "the other side disconnected, or wrote where it may not"),
+    8: ("BAD_RESP_ERR", "the other side's NIC answered nonsense"),
+    9: ("REM_INV_REQ_ERR", "the other side's NIC refused the request as invalid"),
+    10: ("REM_ACCESS_ERR", "the write was past the other side's window, or its key is wrong"),
+    11: ("REM_OP_ERR", "the other side's NIC could not complete the write"),
+    12: ("RETRY_EXC_ERR", "the other side does not answer: it is gone, or the network is"),
+    13: ("RNR_RETRY_EXC_ERR", "the other side posted no receives"),
+    21: ("GENERAL_ERR", "the NIC failed"),
+}
+FLUSHED = 5
+DISCONNECTED = "RDMA_CM_EVENT_DISCONNECTED"
+
+REFUSALS = {
+    "stranger": "it takes what came for that of a stranger",
+    "version": "it speaks another version of the protocol",
+    "secret": "the secret is wrong",
+    "lane": "it has no such lane",
+    "geometry": "it has windows of another size",
+    "taken": "somebody else is connected to that lane",
+    "queues": "it could not make a queue pair; its device may be out of them",
+}
+
+EVENTS = {
+    "RDMA_CM_EVENT_ADDR_ERROR": "the address cannot be reached through an RDMA device",
+    "RDMA_CM_EVENT_ROUTE_ERROR": "there is no route to the address",
+    "RDMA_CM_EVENT_UNREACHABLE": "nobody answers there",
+    "RDMA_CM_EVENT_REJECTED": "it was refused: nobody listens there",
+    "RDMA_CM_EVENT_CONNECT_ERROR": "the connection could not be set up",
+    "RDMA_CM_EVENT_DEVICE_REMOVAL": "the device was taken away",
+}
+
+
+def load() -> Any:
+    """The native part.
+
+    Raises:
+        UnavailableError: this machine lacks librdmacm, or this rfaas was built without it.
+    """
+    try:
+        from rfaas.native import _verbs
+    except ImportError as error:
+        built = "_verbs" not in str(error)
+        raise UnavailableError(
+            f"transport verbs is not available here: {error}",
+            hint="install librdmacm and libibverbs (Debian: librdmacm1 ibverbs-providers)"
+            if built
+            else "build rfaas where the headers are (Debian: librdmacm-dev)",
+        ) from None
+    return _verbs
+
+
+def of_trouble(trouble: Trouble, what: str) -> RfaasError:
+    """The error for a step that failed while we wanted to do `what`."""
+    number = trouble.error
+    if trouble.step == "register the window" and number in (errno.ENOMEM, errno.EAGAIN):
+        return _too_little_memlock(trouble.bytes, what)
+    if trouble.refusal:
+        why = f"the worker refused: {REFUSALS[trouble.refusal]}"
+    elif trouble.event:
+        why = f"{EVENTS.get(trouble.event, 'that was not expected')} ({trouble.event}"
+        why += f", status {trouble.status})"
+    else:
+        why = f"{os.strerror(number)} ({errno.errorcode.get(number, number)})"
+    hint = ""
+    if number == errno.ENODEV and not trouble.event:
+        hint = "`rfaas devices` lists the RDMA devices of this machine"
+    elif number == errno.ENOMEM:
+        hint = "the device may be out of queue pairs or memory regions: fewer cores or slots"
+    kind = UnavailableError if trouble.event or number == errno.ETIMEDOUT else SystemCallError
+    return kind(f"cannot {what}: could not {trouble.step}: {why}", hint=hint)
+
+
+def of_fault(fault: Fault) -> str:
+    """What broke a connection, in one line."""
+    where, number, text, vendor = fault
+    if where in ("send", "receive"):
+        name, meaning = COMPLETIONS.get(number, (f"status {number}", text))
+        vendor_text = f", vendor's code {vendor:#x}" if vendor else ""
+        return f"{meaning} (a {where} completed with IBV_WC_{name}: {text}{vendor_text})"
+    if where == "event":
+        return f"the other side is gone ({text})"
+    if where == "post":
+        return f"the queue pair takes nothing any more ({text})"
+    return f"the other side broke the protocol: {text} ({number})"
+
+
+def is_farewell(fault: Fault) -> bool:
+    """Whether that is how an orderly end of the other side looks."""
+    where, number, _, _ = fault
+    return (where == "receive" and number == FLUSHED) or where == "event"
+
+
+def _too_little_memlock(size: int, what: str) -> RfaasError:
+    soft, hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    limit = "unlimited" if soft == resource.RLIM_INFINITY else format_bytes(soft)
+    return SystemCallError(
+        f"cannot {what}: its windows are {format_bytes(size)}, which RDMA keeps in memory for "
+        f"good, and this process may lock {limit} (RLIMIT_MEMLOCK)",
+        hint="`ulimit -l unlimited`, LimitMEMLOCK=infinity in a systemd unit, memlock in "
+        "/etc/security/limits.conf; or smaller windows: lower lane.slots or lane.slot_bytes"
+        if soft != resource.RLIM_INFINITY or hard != resource.RLIM_INFINITY
+        else "smaller windows: lower lane.slots or lane.slot_bytes",
+    )
