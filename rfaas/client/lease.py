@@ -337,19 +337,22 @@ class Lease(Lanes):
         link = self._link
         if link is None:
             return
+        lost: RfaasError | None = None
         try:
             link.poll(wait_s)
         except PeerLostError as error:
-            self._end(PeerLostError(f"the executor of node {self.node} is gone: {error.text}"))
+            lost = PeerLostError(f"the executor of node {self.node} is gone: {error.text}")
         except ProtocolError as error:
-            self._end(error)
-        while link.notices:
+            lost = error
+        while link.notices:  # also those before the end: they say why it came
             with self._lock:  # one thread at a time takes them, and none starts a worker meanwhile
                 match link.notices.popleft() if link.notices else None:
                     case WorkerExited() as notice if notice.worker == self._worker:
                         self._fail(WorkerCrashedError(notice.text))
                     case LeaseEnded() as notice if notice.lease == self.id:
                         self._end(LeaseEndedError(f"lease {self.id[:8]} is over: {notice.cause}"))
+        if lost is not None:
+            self._end(lost)
 
     def _end(self, error: RfaasError) -> None:
         """The lease is over: nothing can be called any more."""
