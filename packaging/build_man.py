@@ -83,6 +83,8 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     "nodes": (("Free cores, for a program to read:", "rfaas nodes --json"),),
     "leases": (("Those that ended lately, too:", "rfaas leases --all"),),
     "status": (("How the resource manager is:", "rfaas status"),),
+    "devices": (("RDMA devices, ready for the configuration:", "rfaas devices --toml"),),
+    "doctor": (("Whether RDMA can work here:", "rfaas doctor --need verbs"),),
     "bench": (
         ("The round trip of a kilobyte, hot:", "rfaas bench hot --size 1024"),
         ("Cold starts, as JSON:", "rfaas bench cold --json"),
