@@ -158,8 +158,10 @@ def descendants(pid: int) -> Iterator[int]:
 
 
 def workers_of(pid: int) -> list[int]:
-    """The workers that run below a process."""
-    return [child for child in descendants(pid) if _name(child) == "rfaas-worker"]
+    """The workers that run below a process; one that is dead and not yet reaped does not."""
+    return [
+        child for child in descendants(pid) if _name(child) == "rfaas-worker" and is_alive(child)
+    ]
 
 
 def wait_for_end(*pids: int) -> None:

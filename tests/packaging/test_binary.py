@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 from pathlib import Path
@@ -57,7 +58,7 @@ def test_a_killed_one_leaves_its_directory_and_no_process(copied: Copy) -> None:
         role.lines.until("executor ")
         children = list(descendants(role.pid))
         for pid in (role.pid, *children):
-            run(["/bin/kill", "-KILL", str(pid)], environ=copied.environ)
+            os.kill(pid, signal.SIGKILL)
         role.wait()
         assert len(list((copied.folder / "tmp").iterdir())) == 1
     finally:
