@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness.processes import Child, descendants
-from tests.packaging.one_file import LIBRARY, Copy, require_private_mounts, run
+from tests.packaging.one_file import LIBRARY, Copy, require_private_mounts
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
