@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import pytest
 
-from tests.harness.processes import PATIENCE_S, Child
+from tests.harness.processes import Child, PATIENCE_S, descendants, is_alive, until
 
 TREE = Path(__file__).resolve().parents[2]
 RUN = TREE / "packaging/softroce/run"
@@ -106,6 +106,8 @@ def test_a_killed_runner_takes_the_machine_along(tmp_path: Path, number: int) ->
         os.kill(child.pid, number)
         expected = -number if number == signal.SIGKILL else 128 + number
         assert child.wait() == expected
-        # A machine that were left would be adopted by this process, whose own check finds it.
+        # What is left of the machine is adopted by this process.
+        left = list(descendants(os.getpid()))
+        until(lambda: not any(map(is_alive, left)), "the machine is gone")
     finally:
         child.close()
