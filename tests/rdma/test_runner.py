@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import pytest
 
-from tests.harness.processes import Child, PATIENCE_S, descendants, is_alive, until
+from tests.harness.processes import PATIENCE_S, Child, descendants, is_alive, until
 
 TREE = Path(__file__).resolve().parents[2]
 RUN = TREE / "packaging/softroce/run"
