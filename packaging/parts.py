@@ -63,7 +63,7 @@ def pythons(wanted: list[str]) -> list[Python]:
         sys.executable,
         *(shutil.which(f"python{version}") or "" for version in VERSIONS),
         "/usr/bin/python3",
-        *sorted(glob(os.path.expanduser("~/.pyenv/versions/3.*/bin/python3"))),
+        *sorted(glob(os.path.join(os.environ.get("PYENV_ROOT", ""), "versions/3.*/bin/python3"))),
     ]
     for candidate in filter(None, candidates):
         path = shutil.which(candidate) or candidate
