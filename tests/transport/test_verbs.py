@@ -53,7 +53,9 @@ class TestEndings(contract_faults.Endings): ...
 
 
 class TestWaiting(contract_faults.Waiting):
-    @pytest.mark.skip(reason="fails in the guest: 0.49 s of processor time, 0.25 allowed; cause not found")
+    @pytest.mark.skip(
+        reason="fails in the guest: 0.49 s of processor time, 0.25 allowed; cause not found"
+    )
     def test_threads_that_watch_sleep(self) -> None:  # type: ignore[override]
         """Open: the guest may charge whole ticks for naps, or watchers over verbs may not sleep."""
 
