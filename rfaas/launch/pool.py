@@ -18,7 +18,8 @@ from rfaas.core.tokens import Claims
 from rfaas.errors import CapacityError, LibraryError, RfaasError, UnavailableError
 from rfaas.launch.libraries import Libraries
 from rfaas.launch.workers import WorkerProcess, Zygote, exit_text
-from rfaas.proto.messages import LoadLibrary, StartWorker, Usage
+from rfaas.proto.messages import StartWorker, Usage
+from rfaas.proto.worker_messages import LoadLibrary
 
 PATIENCE_MIN_S = 0.05  # between two looks at what is ending, even with no stop_grace_s
 

@@ -19,14 +19,12 @@ from rfaas.core.accounting import usage_of
 from rfaas.errors import InternalError, LibraryError, WorkerCrashedError, from_wire
 from rfaas.native._worker import end_ring
 from rfaas.proto import wire
-from rfaas.proto.messages import (
-    Endpoint,
-    Error,
+from rfaas.proto.messages import Endpoint, Error, Usage
+from rfaas.proto.worker_messages import (
     KillWorker,
     LibraryLoaded,
     LoadLibrary,
     SpawnWorker,
-    Usage,
     WorkerDied,
     WorkerSpawned,
 )

@@ -19,7 +19,13 @@ from contextlib import suppress
 
 from rfaas.control.link import Link
 from rfaas.errors import PeerLostError, SystemCallError
-from rfaas.proto.messages import Error, KillWorker, SpawnWorker, WorkerDied, WorkerSpawned
+from rfaas.proto.messages import Error
+from rfaas.proto.worker_messages import (
+    KillWorker,
+    SpawnWorker,
+    WorkerDied,
+    WorkerSpawned,
+)
 
 DESCRIPTORS_MAX = 4096  # where /proc does not say which are open; 1 ms
 

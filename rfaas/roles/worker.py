@@ -18,7 +18,8 @@ from rfaas.errors import PeerLostError, ProtocolError, RfaasError, SystemCallErr
 from rfaas.native._worker import Library
 from rfaas.proto import wire
 from rfaas.proto.codec import names_page
-from rfaas.proto.messages import Error, LibraryLoaded, LoadLibrary
+from rfaas.proto.messages import Error
+from rfaas.proto.worker_messages import LibraryLoaded, LoadLibrary
 from rfaas.transport.serve import Served, serve
 
 _AREAS_PER_SLOT = 4  # of our mapping: input, guard page, output, guard page

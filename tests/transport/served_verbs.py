@@ -12,7 +12,8 @@ import msgspec
 
 from rfaas.native._worker import Library
 from rfaas.proto import wire
-from rfaas.proto.messages import Endpoint, LoadLibrary
+from rfaas.proto.messages import Endpoint
+from rfaas.proto.worker_messages import LoadLibrary
 from rfaas.transport import verbs
 from rfaas.transport.serve import serve
 from tests.transport.served import Served
