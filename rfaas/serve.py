@@ -111,11 +111,12 @@ async def _serve(
         ensure_private_dir(os.path.dirname(path_of(manager.address)))
         roles.append(loop.create_task(resource_manager.run(manager, clock, ready, stop_manager)))
     if nursery is not None:
+        from rfaas.launch import node
         from rfaas.roles import executor
 
         own = config.executor
         if private is not None:
-            own = executor.private(own)
+            own = node.private(own)
         else:
             ensure_private_dir(os.path.dirname(path_of(own.address)))
         serving = executor.run(

@@ -34,13 +34,13 @@ from rfaas.errors import (
     SystemCallError,
 )
 from rfaas.launch.libraries import Upload
+from rfaas.launch.node import PRIVATE, cores_of, memory_of
 from rfaas.launch.pool import Pool
 from rfaas.proto import messages as m
 from rfaas.proto.codec import names_page
 from rfaas.sandbox import LEVELS
 from rfaas.transport import transport
 
-PRIVATE = "private"  # the name of an executor that serves one client
 REQUESTS_PER_LINK_MAX = 16
 TICK_S = 0.1
 
@@ -336,26 +336,6 @@ class Executor:
         )
 
 
-def cores_of(config: ExecutorConfig) -> tuple[int, list[int]]:
-    """How many cores the node lends, and the processor for each lane, -1 where unpinned."""
-    cpus = sorted(os.sched_getaffinity(0))
-    if config.name == PRIVATE:
-        # Private executors know nothing of each other: each begins elsewhere, or all would pin
-        # their first lane to the same processor.  Pinned still, so that a client can keep off it.
-        start = os.getpid() % len(cpus)
-        cpus = cpus[start:] + cpus[:start]
-    if config.cores == "all":
-        return len(cpus), cpus
-    if config.cores <= len(cpus):
-        return config.cores, cpus[len(cpus) - config.cores :]
-    log.warning(
-        "executor.cores is %d, this process may use %d processors: lanes are not pinned",
-        config.cores,
-        len(cpus),
-    )
-    return config.cores, [-1] * config.cores
-
-
 def unexpected(error: Exception, message: m.Message) -> RfaasError:
     """What a client hears when a request of its failed as we did not foresee."""
     text = f"the executor cannot answer {type(message).__name__}: "
@@ -366,19 +346,6 @@ def unexpected(error: Exception, message: m.Message) -> RfaasError:
         text + (error.strerror or type(error).__name__),
         hint=files if error.errno == errno.EMFILE else "",
     )
-
-
-def private(config: ExecutorConfig) -> ExecutorConfig:
-    """The configuration of an executor that serves one client and grants by itself."""
-    return replace(config, name=PRIVATE, resource_manager="none", address=PRIVATE)
-
-
-def memory_of(config: ExecutorConfig) -> int:
-    """How many bytes of memory the node lends."""
-    if config.memory != "all":
-        return config.memory
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return memory - memory % (1 << 20)  # whole MiB: a figure that can be asked for
 
 
 async def run(
