@@ -14,9 +14,14 @@ from rfaas.sandbox import process
 
 
 class Level(Protocol):
-    """One level of isolation."""
+    """One level of isolation.
+
+    `trusted`: whether the worker may own what the lease is measured and reached by (its NIC's
+    connection, its accounting).  Where it may not, an endpoint process beside it does.
+    """
 
     name: str
+    trusted: bool
 
     def enter(self, memory_bytes: int, lanes: int) -> None:
         """Confine the calling process for good; it will run so many threads of lanes.

@@ -20,6 +20,7 @@ class ProcessLevel:
     """The calling process, with limits on private memory, files' size and core dumps."""
 
     name = "process"
+    trusted = True
 
     def enter(self, memory_bytes: int, lanes: int) -> None:
         """Limit private memory to `memory_bytes` (0: no limit) over what a bare worker has."""
