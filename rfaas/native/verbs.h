@@ -31,7 +31,8 @@
 #define INLINE_ASKED_MAX 1024u
 
 /* What broke a connection; the first thing counts. */
-enum { FAULT_NONE, FAULT_SEND, FAULT_RECEIVE, FAULT_POST, FAULT_EVENT, FAULT_PROTOCOL };
+enum { FAULT_NONE, FAULT_SEND, FAULT_RECEIVE, FAULT_POST, FAULT_EVENT, FAULT_PROTOCOL,
+       FAULT_WORKER /* the worker behind an endpoint is gone, or answers nonsense */ };
 
 typedef struct {
     uint32_t where;         /* FAULT_* */

@@ -34,6 +34,7 @@ COMPLETIONS = {
     21: ("GENERAL_ERR", "the NIC failed"),
 }
 FLUSHED = 5
+_GONE = ("worker", 0, "the worker is gone", 0)  # of an endpoint
 DISCONNECTED = "RDMA_CM_EVENT_DISCONNECTED"
 
 REFUSALS = {
@@ -107,13 +108,20 @@ def of_fault(fault: Fault) -> str:
         return f"the other side is gone ({text})"
     if where == "post":
         return f"the queue pair takes nothing any more ({text})"
+    if where == "worker":
+        return f"the endpoint says: {text}"
     return f"the other side broke the protocol: {text} ({number})"
 
 
 def is_farewell(fault: Fault) -> bool:
     """Whether that is how an orderly end of the other side looks."""
     where, number, _, _ = fault
-    return (where == "receive" and number == FLUSHED) or where == "event"
+    return (where == "receive" and number == FLUSHED) or where == "event" or fault == _GONE
+
+
+def is_nonsense(fault: Fault) -> bool:
+    """Whether an endpoint's worker wrote what makes no sense."""
+    return fault[0] == "worker" and fault[1] != 0
 
 
 def _too_little_memlock(size: int, what: str) -> RfaasError:
