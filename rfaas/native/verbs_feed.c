@@ -168,19 +168,21 @@ static int look(verbs_lane *v, lane_times *times, uint64_t *yielded) {
     if (UNLIKELY(load_acquire(&v->lane.ring.header->state) == RING_ENDED))
         return give(v, times); /* what it answered before it died */
     const uint64_t now = ticks();
-    const int hot = now - times->last_call < v->lane.hot_ticks;
-    if (feed->in_flight ? feed->shares || !hot : !hot) {
-        if (feed->in_flight)
-            rest(v);
-        else
-            doze(v, times);
-    } else if (!feed->in_flight) {
-        lane_account(&v->lane, times, now);
-    }
+    const uint64_t idle = now - times->last_call;
     const uint64_t busy = *yielded > times->last_call ? *yielded : times->last_call;
-    if (hot && now - busy >= ns_to_ticks(VERBS_YIELD_NS)) {
-        sched_yield();
-        *yielded = ticks();
+    if (feed->in_flight && feed->shares && idle < ns_to_ticks(GIVE_WAY_NS)) {
+        sched_yield(); /* to the worker, which sleeps when it has answered */
+    } else if (feed->in_flight && (feed->shares || idle >= v->lane.hot_ticks)) {
+        rest(v);
+    } else if (idle >= v->lane.hot_ticks) {
+        doze(v, times);
+    } else {
+        if (!feed->in_flight)
+            lane_account(&v->lane, times, now);
+        if (now - busy >= ns_to_ticks(VERBS_YIELD_NS)) {
+            sched_yield();
+            *yielded = ticks();
+        }
     }
     return 1;
 }

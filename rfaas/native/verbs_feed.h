@@ -16,6 +16,7 @@
 #include "verbs_lane.h"
 
 #define FEED_SLICE_NS 50000000 /* asleep on the ring, then it looks at its connection again */
+#define GIVE_WAY_NS 50000      /* of yielding to a worker on the same processor, then it sleeps */
 #define FAREWELL_NS 200000000  /* for the answers of a dead worker's calls to be taken */
 
 typedef struct verbs_feed {
