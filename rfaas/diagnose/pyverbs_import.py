@@ -13,8 +13,6 @@ from importlib.machinery import EXTENSION_SUFFIXES, PathFinder
 from importlib.util import module_from_spec
 from pathlib import Path
 
-from rfaas.launch import embedded
-
 PLACES = ("/usr/lib/python3/dist-packages", "/usr/lib64/python{version}/site-packages")
 
 
@@ -25,7 +23,9 @@ def load_pyverbs() -> str:
         ImportError: there is none for this Python, or libibverbs is missing.
     """
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    if embedded.one_file() and _load_from_places(version):
+    # As launch/embedded.py finds out, which is above this layer.
+    is_carried = hasattr(globals().get("__loader__"), "one_file") or hasattr(sys, "frozen")
+    if is_carried and _load_from_places(version):
         import pyverbs.enums
     else:
         try:
