@@ -71,7 +71,7 @@ SCRIPTS = {"postinst": POSTINST, "prerm": PRERM, "postrm": POSTRM}
 def contents(program: Path) -> dict[str, tuple[bytes, int]]:
     """Every file of the package: bytes and mode by its path."""
     from rfaas.admin import completion
-    from rfaas.cli import build_parser
+    from rfaas.commands import build_parser
 
     shells = {
         "bash": "usr/share/bash-completion/completions/rfaas",

@@ -124,7 +124,7 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
 
 def pages() -> dict[str, str]:
     """All pages by file name."""
-    from rfaas.cli import build_parser
+    from rfaas.commands import build_parser
 
     os.environ["COLUMNS"] = "80"  # argparse breaks lines at the terminal's width
     parser = build_parser()

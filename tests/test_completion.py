@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from rfaas.admin import completion
-from rfaas.cli import build_parser
+from rfaas.commands import build_parser
 
 PATIENCE_S = 20.0
 

@@ -11,7 +11,7 @@ import pytest
 
 from rfaas import config
 from rfaas.admin import units
-from rfaas.cli import build_parser
+from rfaas.commands import build_parser
 
 TREE = Path(__file__).resolve().parent.parent
 PAGE = (TREE / "docs/install.md").read_text()

@@ -14,7 +14,8 @@ import pytest
 
 from rfaas import errors
 from rfaas.admin.completion import commands_of
-from rfaas.cli import EXIT_INTERRUPTED, build_parser
+from rfaas.cli import EXIT_INTERRUPTED
+from rfaas.commands import build_parser
 
 TREE = Path(__file__).resolve().parent.parent
 

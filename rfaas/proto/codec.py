@@ -21,11 +21,7 @@ from rfaas.proto.messages import FRAME_BYTES_MAX, Message
 
 LENGTH = struct.Struct("<I")
 
-_KINDS: dict[str, type[Message]] = {
-    name: kind
-    for name, kind in vars(messages).items()
-    if isinstance(kind, type) and issubclass(kind, Message) and kind is not Message
-}
+_KINDS: dict[str, type[Message]] = {}
 
 _GREETINGS = (messages.Hello, messages.Welcome)
 
@@ -70,7 +66,7 @@ def decode(body: bytes) -> Message:
             pass
         case _:
             raise ProtocolError(f"a frame of {len(body)} bytes holds no message")
-    kind = _KINDS.get(name)
+    kind = _kind(name)
     if kind is None:
         raise ProtocolError(f"message {name[:64]!r} is unknown")
     if kind in _GREETINGS and fields.get("version") != messages.PROTOCOL_VERSION:
@@ -78,6 +74,13 @@ def decode(body: bytes) -> Message:
         fields = {key: fields[key] for key in fields if key in kind.__struct_fields__}
         fields.setdefault("program", "of unknown version")
     return _convert(kind, fields)
+
+
+def _kind(name: str) -> type[Message] | None:
+    """The kind of message, of all that are declared in what this process has imported."""
+    if name not in _KINDS:
+        _KINDS.update((kind.__name__, kind) for kind in Message.__subclasses__())
+    return _KINDS.get(name)
 
 
 def _convert(kind: type[Message], fields: dict[Any, Any]) -> Message:

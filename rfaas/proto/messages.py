@@ -25,10 +25,8 @@ that names both.  Replies are the message that stands under "answered by", or
     manager -> executor     RevokeLease       (notice)
     client -> its private   AdoptLink         Done (with a socket's descriptor: one more link)
     executor
-    executor -> zygote      SpawnWorker       WorkerSpawned (with the worker's end of a link)
-                            KillWorker        (notice)
-    zygote -> executor      WorkerDied        (notice)
-    executor -> worker      LoadLibrary       LibraryLoaded... (with three descriptors)
+
+Those inside a node, of executor, zygote and workers, are in worker_messages.py.
 
 Checklist for a new one: docs/architecture.md, "add a message".
 """
@@ -374,51 +372,5 @@ class WorkerExited(Message, frozen=True):
     text: Text
 
 
-class LoadLibrary(Message, frozen=True):
-    """To a new worker: what to serve.  Descriptors: library, rings, accounting page.
-
-    Ring i starts at `i * ring_bytes` and is served by a thread on `cpus[i]` (-1: anywhere).
-    Over `verbs`, the worker listens for the client at `host`.
-    """
-
-    ring_bytes: Count
-    cpus: tuple[int, ...]
-    hot_timeout_ms: int
-    memory_bytes: Bytes
-    isolation: Name
-    transport: Name = "shm"
-    host: Annotated[str, Meta(max_length=255)] = ""
-
-
-class LibraryLoaded(Message, frozen=True):
-    """The worker's lanes run; a page of its table of functions, `more` until the last."""
-
-    functions: tuple[Name, ...]
-    more: bool = False
-    endpoint: Endpoint | None = None
-    steps_ns: dict[str, int] = {}
-
-
 class AdoptLink(Message, frozen=True):
     """Serve the socket whose descriptor comes along as one more link."""
-
-
-class SpawnWorker(Message, frozen=True):
-    """Fork a worker; the descriptor that comes along is its end of a link."""
-
-
-class WorkerSpawned(Message, frozen=True):
-    pid: Count
-
-
-class KillWorker(Message, frozen=True):
-    """Kill a worker and all that it started."""
-
-    pid: Count
-
-
-class WorkerDied(Message, frozen=True):
-    """A worker is gone; `status` as of waitpid(2)."""
-
-    pid: Count
-    status: int

@@ -18,7 +18,8 @@ from rfaas.errors import PeerLostError, ProtocolError, RfaasError, SystemCallErr
 from rfaas.native._worker import Library
 from rfaas.proto import wire
 from rfaas.proto.codec import names_page
-from rfaas.proto.messages import Error, LibraryLoaded, LoadLibrary
+from rfaas.proto.messages import Error
+from rfaas.proto.worker_messages import LibraryLoaded, LoadLibrary
 from rfaas.transport.serve import Served, serve
 
 _AREAS_PER_SLOT = 4  # of our mapping: input, guard page, output, guard page
@@ -63,7 +64,7 @@ def _load(link: Link, task: LoadLibrary) -> Served:
         )
     steps = _Steps()
     library_fd, rings_fd, account_fd = link.take_fds()
-    sandbox.level(task.isolation).enter(task.memory_bytes, len(task.cpus))
+    sandbox.level(task.isolation).enter(task.limits, task.degrade)
     steps.done("confine")
     with mmap.mmap(library_fd, 0, prot=mmap.PROT_READ) as image:
         table = read_functions(image, os.uname().machine)

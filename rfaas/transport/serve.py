@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from rfaas.native._worker import Library
-    from rfaas.proto.messages import Endpoint, LoadLibrary
+    from rfaas.proto.messages import Endpoint
+    from rfaas.proto.worker_messages import LoadLibrary
 
 
 class Served(Protocol):

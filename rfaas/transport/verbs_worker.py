@@ -16,7 +16,7 @@ from rfaas.transport import verbs_errors
 
 if TYPE_CHECKING:
     from rfaas.native._worker import Library
-    from rfaas.proto.messages import LoadLibrary
+    from rfaas.proto.worker_messages import LoadLibrary
 
 
 class VerbsLanes:

@@ -12,7 +12,8 @@ import msgspec
 
 from rfaas.native._worker import Library
 from rfaas.proto import wire
-from rfaas.proto.messages import Endpoint, LoadLibrary
+from rfaas.proto.messages import Endpoint
+from rfaas.proto.worker_messages import LoadLibrary
 from rfaas.transport import verbs
 from rfaas.transport.serve import serve
 from tests.transport.served import Served
@@ -44,7 +45,6 @@ class VerbsServed(Served):
             ring_bytes=self._stride,
             cpus=(-1,) * self._lanes,
             hot_timeout_ms=hot_timeout_ms,
-            memory_bytes=0,
             isolation="none",
             transport="verbs",
             host=self._server.address,

@@ -1,0 +1,109 @@
+"""The control plane's messages inside a node: executor, zygote and workers.  No I/O.
+
+As those in messages.py, which has all that a node hears from outside.
+
+    asks                    message           answered by
+    zygote -> executor      LevelsFound       (notice, its first)
+    executor -> zygote      SpawnWorker       WorkerSpawned (with the worker's end of a link)
+                            LimitWorker       (notice)
+                            KillWorker        (notice)
+    zygote -> executor      WorkerDied        (notice)
+    executor -> worker      LoadLibrary       LibraryLoaded... (with three descriptors)
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta, Struct, field
+
+from rfaas.proto.messages import Bytes, Count, Endpoint, Message, Name, Text
+
+
+class Limits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a worker and all that it starts may use, beside its lanes' threads; 0: no limit."""
+
+    lanes: Count = 0
+    memory_bytes: Bytes = 0
+    processes: Count = 0  # and threads
+    open_files: Count = 0
+    file_bytes: Bytes = 0
+
+
+class Lack(Struct, frozen=True, forbid_unknown_fields=True):
+    """A part of a level that cannot be had on this node."""
+
+    part: Name  # "cgroup", "user", "landlock", ...
+    why: Text  # with the system's own word
+    hint: Text = ""
+
+
+class LevelsFound(Message, frozen=True):
+    """The levels that there are, and what each lacks here."""
+
+    levels: dict[Name, tuple[Lack, ...]]
+
+
+class LoadLibrary(Message, frozen=True):
+    """To a new worker: what to serve.  Descriptors: library, rings, accounting page.
+
+    Ring i starts at `i * ring_bytes` and is served by a thread on `cpus[i]` (-1: anywhere).
+    Over `verbs`, the worker listens for the client at `host`.  `degrade` names the parts of its
+    level that may be missing here.
+    """
+
+    ring_bytes: Count
+    cpus: tuple[int, ...]
+    hot_timeout_ms: int
+    isolation: Name
+    limits: Limits = Limits()
+    degrade: tuple[Name, ...] = ()
+    transport: Name = "shm"
+    host: Annotated[str, Meta(max_length=255)] = ""
+
+
+class LibraryLoaded(Message, frozen=True):
+    """The worker's lanes run; a page of its table of functions, `more` until the last."""
+
+    functions: tuple[Name, ...]
+    more: bool = False
+    endpoint: Endpoint | None = None
+    steps_ns: dict[str, int] = field(default_factory=dict)
+
+
+class SpawnWorker(Message, frozen=True):
+    """Start a worker at a level of isolation; the descriptor that comes along is its end of a link.
+
+    It may use the processors `cpus`, where they are known.  One that waits in a pool has no lease
+    yet, and gets its limits by `LimitWorker`.
+    """
+
+    isolation: Name
+    lease: Annotated[str, Meta(max_length=32)] = ""
+    limits: Limits = Limits()
+    cpus: tuple[int, ...] = ()
+
+
+class WorkerSpawned(Message, frozen=True):
+    pid: Count
+
+
+class LimitWorker(Message, frozen=True):
+    """Set the limits of a worker that is handed to a lease."""
+
+    pid: Count
+    limits: Limits
+    cpus: tuple[int, ...] = ()
+
+
+class KillWorker(Message, frozen=True):
+    """Kill a worker and all that it started."""
+
+    pid: Count
+
+
+class WorkerDied(Message, frozen=True):
+    """A worker is gone; `status` as of waitpid(2)."""
+
+    pid: Count
+    status: int
