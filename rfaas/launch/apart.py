@@ -23,9 +23,10 @@ from rfaas.errors import InternalError, PeerLostError, WorkerCrashedError, from_
 from rfaas.launch.endpoint import NONSENSE_STATUS
 from rfaas.launch.workers import WorkerProcess, Zygote, exit_text
 from rfaas.proto.messages import Endpoint, Error
-from rfaas.proto.worker_messages import LoadLibrary, RingsServed, ServeRings
+from rfaas.proto.worker_messages import LoadLibrary, RingsServed, ServeRings, SpawnWorker
 from rfaas.transport import ring
 
+LEVEL = "none"  # of isolation: nothing of the client's runs there
 FAREWELL_S = 1.0  # for an endpoint whose worker is dead to answer and go; it needs milliseconds
 
 
@@ -47,7 +48,12 @@ class WorkerApart(WorkerProcess):
         self._died: Callable[[int], None] = lambda _: None
 
     async def start(
-        self, zygote: Zygote, task: LoadLibrary, library_fd: int, died: Callable[[int], None]
+        self,
+        zygote: Zygote,
+        order: SpawnWorker,
+        task: LoadLibrary,
+        library_fd: int,
+        died: Callable[[int], None],
     ) -> None:
         """Fork both; `died` gets the worker's wait status, when both are gone."""
         self._died = died
@@ -69,7 +75,8 @@ class WorkerApart(WorkerProcess):
         )
         scratch = ring.create_account(self.lanes)  # the worker's own counts bill nobody
         try:
-            await self._load(zygote, alone, library_fd, scratch, self._worker_died)
+            fds = [library_fd, self.rings_fd, scratch]
+            await self._load(zygote, order, alone, fds, self._worker_died)
             self.endpoint = await feeding
         finally:
             os.close(scratch)
@@ -137,7 +144,7 @@ class EndpointProcess:
 
         self.is_gone = False
         try:
-            self.pid, death, self._link = await zygote.spawn()
+            self.pid, death, self._link = await zygote.spawn(SpawnWorker(isolation=LEVEL))
         except BaseException:
             self.is_gone = True
             raise

@@ -13,6 +13,7 @@ import pytest
 from rfaas.errors import WorkerCrashedError
 from rfaas.proto import wire
 from rfaas.proto.wire import Status
+from rfaas.transport import verbs
 from tests.harness.rdma import End
 from tests.transport import contract, contract_faults, contract_threads
 from tests.transport.contract import SLOT_BYTES, pattern, u32
@@ -100,7 +101,8 @@ class TestEndpoint:
         served.kill()
         for future in futures:
             assert isinstance(future.exception(), WorkerCrashedError)
-        explained = served.lane.explain(served.lane)
+        explained = verbs.explain(served.lane)
+        assert explained is not None
         assert "the worker is gone" in explained.text
 
     @pytest.mark.parametrize(
