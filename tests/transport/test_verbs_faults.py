@@ -63,7 +63,8 @@ def apart(work: Callable[[End, End], object], ends: tuple[End, End]) -> None:
     """Do `work` in a new process: a device that this one has open is of no use to its forks."""
     plain = tuple(tuple(end) for end in ends)
     code = (
-        f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import End, {work.__name__}; "
+        f"import sys; sys.path[:] = {sys.path!r}; from {work.__module__} import End, "
+        f"{work.__name__}; "
         f"{work.__name__}(*(End(*end) for end in {plain!r}))"
     )
     done = subprocess.run(
