@@ -13,8 +13,8 @@ import socket
 import sys
 from typing import TYPE_CHECKING
 
+from rfaas import addresses
 from rfaas.clock import SystemClock
-from rfaas.control.sockets import path_of
 from rfaas.errors import UsageError
 from rfaas.launch import service, zygote
 from rfaas.paths import ensure_private_dir
@@ -30,7 +30,7 @@ def run(config: Config, role: str, private_fd: int) -> int:
     """
     private = _private_socket(role, private_fd)
     notifier = service.Notifier.take(os.environ)  # before there is anybody to inherit it
-    nursery = zygote.start(_load_worker) if role != "resource-manager" else None
+    nursery = zygote.start(_load_worker, config.sandbox) if role != "resource-manager" else None
     _raise_descriptor_limit()  # not for workers: a library may still use select(2)
     import asyncio
 
@@ -69,7 +69,7 @@ def _private_socket(role: str, fd: int) -> socket.socket | None:
 async def _serve(
     config: Config,
     role: str,
-    nursery: tuple[int, socket.socket] | None,
+    nursery: zygote.Started | None,
     private: socket.socket | None,
     notifier: service.Notifier,
 ) -> None:
@@ -108,7 +108,7 @@ async def _serve(
         from rfaas.roles import resource_manager
 
         manager = config.resource_manager
-        ensure_private_dir(os.path.dirname(path_of(manager.address)))
+        _ensure_place(manager.address)
         roles.append(loop.create_task(resource_manager.run(manager, clock, ready, stop_manager)))
     if nursery is not None:
         from rfaas.launch import node
@@ -118,7 +118,7 @@ async def _serve(
         if private is not None:
             own = node.private(own)
         else:
-            ensure_private_dir(os.path.dirname(path_of(own.address)))
+            _ensure_place(own.address)
         serving = executor.run(
             own, clock, ready, stop, nursery, private, waiting, config.rdma.device
         )
@@ -130,6 +130,12 @@ async def _serve(
     finally:
         stop.set()  # one that failed takes the other along
         await asyncio.gather(*roles, return_exceptions=True)
+
+
+def _ensure_place(address: str) -> None:
+    """A Unix socket's folder, for its owner only."""
+    if path := addresses.parse(address).path:
+        ensure_private_dir(os.path.dirname(path))
 
 
 def _say(line: str) -> None:

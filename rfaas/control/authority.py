@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import secrets
 from collections import deque
 from collections.abc import Callable
@@ -16,9 +17,10 @@ from typing import Protocol
 
 from msgspec.structs import replace
 
+from rfaas.addresses import announced
 from rfaas.clock import Clock
 from rfaas.control.aio import AsyncLink, connect, no_silent_end
-from rfaas.core.lease import Grant
+from rfaas.core.lease import Lease
 from rfaas.core.ledger import Ledger
 from rfaas.core.supervisor import Over
 from rfaas.core.tokens import KEY_BYTES, Claims, sign, verify
@@ -44,6 +46,7 @@ from rfaas.proto.messages import (
 
 USAGE_PER_BEAT_MAX = 256  # as messages.Beat
 LEASE_DURATION_MAX_S = 86400.0
+LOOPBACK = ("", "127.0.0.1", "::1")  # of no use to clients elsewhere
 UNSENT_MAX = 4096  # ends of leases; past that the manager learns of them by expiry
 
 log = logging.getLogger("rfaas.executor")
@@ -100,10 +103,14 @@ class OwnAuthority:
                     secrets.token_hex(16),
                     now,
                 )
-                return granted(grant, self._key, self._clock.wall_s(), request.id)
+                return granted(
+                    grant, self._node.address, self._key, self._clock.wall_s(), request.id
+                )
             case RenewLease():
                 grant = self._ledger.renew(request.lease, request.duration_s, now)
-                return granted(grant, self._key, self._clock.wall_s(), request.id)
+                return granted(
+                    grant, self._node.address, self._key, self._clock.wall_s(), request.id
+                )
             case ReleaseLease():
                 self._ledger.end(request.lease, "released", now)
                 return Done(id=request.id)
@@ -208,7 +215,11 @@ class ManagerAuthority:
 
     async def _serve(self, link: AsyncLink) -> None:
         live = tuple(self._usage())[:LEASES_PER_JOIN_MAX]
-        reply = await link.request(replace(self._node, leases=live))
+        host = link.local_host  # clients come to us as we come to the manager
+        if host in LOOPBACK:
+            host = os.uname().nodename
+        address = announced(self._node.address, host)
+        reply = await link.request(replace(self._node, address=address, leases=live))
         if not isinstance(reply, NodeJoined):
             raise ProtocolError(f"the manager answered {type(reply).__name__} to JoinNode")
         first = not self._keys
@@ -244,7 +255,7 @@ class ManagerAuthority:
                 return
 
 
-def granted(grant: Grant, key: bytes, wall_s: float, request_id: int) -> LeaseGranted:
+def granted(grant: Lease, address: str, key: bytes, wall_s: float, request_id: int) -> LeaseGranted:
     """The answer to a client, with the token that shows `grant` to its node."""
     claims = Claims(
         lease=grant.lease,
@@ -262,7 +273,7 @@ def granted(grant: Grant, key: bytes, wall_s: float, request_id: int) -> LeaseGr
         id=request_id,
         lease=grant.lease,
         node=grant.node,
-        address=grant.address,
+        address=address,
         cores=grant.cores,
         memory_bytes=grant.memory_bytes,
         isolation=grant.isolation,

@@ -36,12 +36,13 @@ from dataclasses import dataclass, field
 import msgspec
 
 import rfaas
+from rfaas.addresses import announced, is_local
 from rfaas.clock import Clock
 from rfaas.config import ResourceManagerConfig
 from rfaas.control.aio import AsyncLink, listen
 from rfaas.control.authority import granted
 from rfaas.core import tokens
-from rfaas.core.lease import Ended, Grant
+from rfaas.core.lease import Ended, Lease
 from rfaas.core.ledger import Ledger
 from rfaas.errors import (
     InternalError,
@@ -85,6 +86,7 @@ class ResourceManager:
         store: Store,
         random_bytes: Callable[[int], bytes] = secrets.token_bytes,
     ) -> None:
+        self.address = config.address  # where it listens: a port left open is filled in
         self._config = config
         self._clock = clock
         self._random_bytes = random_bytes
@@ -303,7 +305,7 @@ class ResourceManager:
             version=rfaas.__version__,
             pid=os.getpid(),
             uptime_s=now_s - self._started_s,
-            address=self._config.address,
+            address=self.address,
             facts={
                 "nodes up": len(up),
                 "nodes lost": len(nodes) - len(up),
@@ -360,13 +362,15 @@ class ResourceManager:
         if self._executors.get(node) is not peer:
             raise UnavailableError(f"node {node} has not joined on this link", hint="join again")
 
-    def _token(self, grant: Grant, request_id: int) -> messages.LeaseGranted:
+    def _token(self, grant: Lease, request_id: int) -> messages.LeaseGranted:
         node = self._keeper.node(grant.node)
         if node is None:
             raise InternalError(
                 f"lease {grant.lease[:8]} is on node {grant.node}, which has no key"
             )
-        return granted(grant, node.key, self._clock.wall_s(), request_id)
+        return granted(
+            grant, self._ledger.address(grant.node), node.key, self._clock.wall_s(), request_id
+        )
 
 
 async def run(
@@ -387,7 +391,9 @@ async def run(
         welcome = messages.Welcome(version=PROTOCOL_VERSION, role=ROLE, name=platform.node())
         listener = await listen(config.address, welcome, manager.serve)
         try:
-            ready(f"resource manager ready on {config.address}; next: rfaas serve --role executor")
+            at = manager.address = listener.address
+            flag = "" if is_local(at) else f" --resource-manager {announced(at, platform.node())}"
+            ready(f"resource manager ready on {at}; next: rfaas serve --role executor{flag}")
             while not stop.is_set():
                 with suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(stop.wait(), manager.tick_s)
