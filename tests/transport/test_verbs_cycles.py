@@ -97,7 +97,6 @@ def work(end: End, path: Path, orders: int, tell: int) -> NoReturn:
             ring_bytes=wire.ring_bytes(SLOTS, SLOT_BYTES),
             cpus=(-1,),
             hot_timeout_ms=0,
-            memory_bytes=0,
             isolation="none",
             transport="verbs",
             host=end.address,
