@@ -6,7 +6,6 @@ import json
 import os
 import struct
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ import pytest
 from rfaas.proto import wire
 from rfaas.transport import ring, verbs_errors
 from tests.harness.rdma import End
-from tests.transport.test_verbs_faults import apart, held
+from tests.transport.verbs_tools import apart, held
 
 if TYPE_CHECKING:
     from rfaas.native._verbs import AccountPages
@@ -161,27 +160,22 @@ def test_only_adding_to_ones_own_page(
     verbs_ends: tuple[End, End], python: str, step: dict[str, Any], status: int
 ) -> None:
     """A worker that keeps to no rule, made of pyverbs: what it has a key for is all it reaches."""
-    client, server = verbs_ends
-    order = {"source": client.address, "host": server.address, "step": step}
-    code = (
-        f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import End, stranger; "
-        f"stranger(End(*{tuple(server)!r}), {python!r}, {json.dumps(order)!r}, {status})"
-    )
-    root = Path(__file__).parents[2]
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    apart(stranger, verbs_ends, python, step, status)
 
 
-def stranger(server: End, python: str, order: str, status: int) -> None:
+def stranger(client: End, server: End, python: str, step: dict[str, Any], status: int) -> None:
     with listening(server) as pages:
         mine, other = pages.page(1), pages.page(1)
-        given = json.loads(order) | {"port": pages.port, "secrets": [mine.secret.hex()]}
-        given["secrets"].append(other.secret.hex())
+        order = {
+            "source": client.address,
+            "host": server.address,
+            "port": pages.port,
+            "secrets": [mine.secret.hex(), other.secret.hex()],
+            "step": step,
+        }
         script = Path(__file__).with_name("pyverbs_teller.py")
         done = subprocess.run(
-            [python, "-I", script, json.dumps(given)],
+            [python, "-I", script, json.dumps(order)],
             capture_output=True,
             text=True,
             check=False,
