@@ -11,7 +11,7 @@ import pytest
 from msgspec.structs import replace
 
 from rfaas import __version__
-from rfaas.control import aio, link, sockets
+from rfaas.control import aio, ends, link
 from rfaas.control.aio import AsyncLink, Listener
 from rfaas.control.link import Link
 from rfaas.errors import (
@@ -32,7 +32,7 @@ from rfaas.proto.messages import (
     Message,
     SendLibrary,
 )
-from tests.control.peers import HELLO, NOTICE, WELCOME, answer, raw, served
+from tests.control.peers import HELLO, NOTICE, WELCOME, answer, raw, send_all, served
 
 
 class TestRequests:
@@ -292,9 +292,9 @@ class TestHello:
 
     def test_garbage_after_it(self, address: str) -> None:
         def client() -> None:
-            sock = sockets.connect(address)
-            peer = link.greet(sock, "the peer", HELLO)
-            sock.sendall(LENGTH.pack(1) + b"\xc1")
+            end = ends.connect(address)
+            peer = link.greet(end, "the peer", HELLO)
+            send_all(end, LENGTH.pack(1) + b"\xc1")
             error = peer.receive()
             assert isinstance(error, Error)
             assert "not msgpack" in error.text
