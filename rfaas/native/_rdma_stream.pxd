@@ -93,8 +93,8 @@ cdef extern from "rdma_stream.h" nogil:
         stream_fault fault
         rdma_cm_id *id
 
-    int rdma_stream_connect(rdma_stream *stream, const sockaddr *source, const sockaddr *to,
-                            uint32_t timeout_ms)
+    int rdma_stream_connect(rdma_stream *stream, const sockaddr *source,
+                            const sockaddr_storage *to, uint32_t timeout_ms)
     int rdma_stream_accept(rdma_stream *stream, rdma_cm_id *id, const stream_hello *hello)
     uint32_t rdma_stream_refusal(const stream_hello *hello)
     void rdma_stream_reject(rdma_cm_id *id, uint32_t reason)

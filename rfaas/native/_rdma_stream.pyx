@@ -79,7 +79,8 @@ cdef object fault_of(const stream_fault *fault):
 
 
 cdef int resolve(sockaddr_storage *out, host, port) except -1:
-    cdef addrinfo hints, *found = NULL
+    cdef addrinfo hints
+    cdef addrinfo *found = NULL
     cdef bytes node = host.encode(), service = str(port).encode()
     memset(&hints, 0, sizeof(hints))
     hints.ai_flags = AI_NUMERICHOST | AI_NUMERICSERV
@@ -275,7 +276,7 @@ def connect(source, host, port, uint32_t timeout_ms):
         resolve(&here, source, 0)
     resolve(&there, host, port)
     rdma_stream_connect(
-        &stream.s, <sockaddr *>&here if source else NULL, <sockaddr *>&there, timeout_ms
+        &stream.s, <sockaddr *>&here if source else NULL, &there, timeout_ms
     )
     return stream
 

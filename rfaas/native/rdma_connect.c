@@ -18,6 +18,8 @@
 
 #define ACK_TIMEOUT 16      /* 4.096 us * 2^16 = 0.27 s, InfiniBand specification 9.7.6.1.3 */
 #define RETRY_COUNT 7       /* so a peer that is gone is found out after some 2 s */
+/* The kernel looks at the end of a try, and not always before, whether a neighbour answered. */
+#define ADDRESS_TRY_MS 50u
 #define RNR_RETRY_COUNT 6   /* 7 would be for ever; receives run out only at a peer that cheats */
 
 static const stream_hello HELLO = {STREAM_MAGIC, STREAM_VERSION, STREAM_RECEIVES,
@@ -52,19 +54,27 @@ static int open_events(rdma_stream *stream) {
     return 0;
 }
 
+static int find_address(rdma_stream *stream, const struct sockaddr *from) {
+    /* librdmacm takes them without const and does not write to them. */
+    if (rdma_resolve_addr(stream->id, (struct sockaddr *)(uintptr_t)from,
+                          (struct sockaddr *)&stream->to, (int)stream->patience_ms))
+        return failed(stream, "resolve the address", errno);
+    stream->waited_ms += stream->patience_ms;
+    stream->patience_ms *= 2;
+    return 0;
+}
+
 int rdma_stream_connect(rdma_stream *stream, const struct sockaddr *from,
-                        const struct sockaddr *to, uint32_t timeout_ms) {
+                        const struct sockaddr_storage *to, uint32_t timeout_ms) {
     stream->state = STREAM_OPENING;
     stream->timeout_ms = timeout_ms;
+    stream->patience_ms = ADDRESS_TRY_MS;
+    stream->to = *to;
     if (open_events(stream))
         return -1;
     if (rdma_create_id(stream->events, &stream->id, stream, RDMA_PS_TCP))
         return failed(stream, "open an endpoint of rdma_cm", errno);
-    /* librdmacm takes them without const and does not write to them. */
-    if (rdma_resolve_addr(stream->id, (struct sockaddr *)(uintptr_t)from,
-                          (struct sockaddr *)(uintptr_t)to, (int)timeout_ms))
-        return failed(stream, "resolve the address", errno);
-    return 0;
+    return find_address(stream, from);
 }
 
 uint32_t rdma_stream_refusal(const stream_hello *hello) {
@@ -197,6 +207,12 @@ int rdma_stream_events(rdma_stream *stream) {
         switch (kind) {
         case RDMA_CM_EVENT_ADDR_RESOLVED:
             found_address(stream);
+            break;
+        case RDMA_CM_EVENT_ADDR_ERROR:
+            if (stream->waited_ms < stream->timeout_ms && status == -ETIMEDOUT)
+                find_address(stream, NULL); /* it is bound by the first try */
+            else
+                disconnected(stream, "resolve the address", kind, status);
             break;
         case RDMA_CM_EVENT_ROUTE_RESOLVED:
             found_route(stream);

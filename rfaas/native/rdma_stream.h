@@ -81,6 +81,9 @@ typedef struct {
     uint32_t probes;        /* probes that are not done: 0 or 1 */
     uint32_t peer_receives, peer_buffer_bytes;
     uint32_t timeout_ms;    /* of each step of connecting */
+    uint32_t waited_ms;     /* for the address so far */
+    uint32_t patience_ms;   /* of the next try */
+    struct sockaddr_storage to;
     uint16_t buffer[STREAM_RECEIVES]; /* ring: receives with bytes, in their order */
     uint16_t size[STREAM_RECEIVES];
     stream_fault fault;
@@ -97,7 +100,7 @@ typedef struct {
 
 /* Begin to connect; OPENING until `rdma_stream_step` makes it OPEN. */
 int rdma_stream_connect(rdma_stream *stream, const struct sockaddr *from,
-                        const struct sockaddr *to, uint32_t timeout_ms);
+                        const struct sockaddr_storage *to, uint32_t timeout_ms);
 /* Take over `id`, of a connection request with that hello, and accept it: OPENING.  The id is
  * rejected and gone where that fails. */
 int rdma_stream_accept(rdma_stream *stream, struct rdma_cm_id *id, const stream_hello *hello);

@@ -105,7 +105,9 @@ class Executor:
         self._authority = OwnAuthority(self._node, self._clock)
         if private is not None:
             return self.listener.adopt(private)
-        self.listener = await aio.listen(self._config.address, self._welcome, self._serve)
+        self.listener = await aio.listen(
+            self._config.address, self._welcome, self._serve, self._device
+        )
         address = self.listener.address
         self._node = replace(self._node, address=address)
         where = f"executor {self._config.name} ready on {address}"
@@ -129,6 +131,7 @@ class Executor:
                     f"next: rfaas call {flag}functions/libfunctions.so echo README.md"
                 ),
                 self._lost,
+                self._device,
             )
         return None
 

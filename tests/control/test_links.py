@@ -198,11 +198,13 @@ class TestRequests:
             peer.poll()
 
     def test_two_hundred_at_once(self, address: str) -> None:
+        count = 20 if address.startswith("verbs:") else 200  # SoftRoCE takes 50 ms for each
+
         async def run() -> None:
             listener = await aio.listen(address, WELCOME, answer)
-            links = await asyncio.gather(*(aio.connect(address, HELLO) for _ in range(200)))
+            links = await asyncio.gather(*(aio.connect(address, HELLO) for _ in range(count)))
             replies = await asyncio.gather(*(one.request(Beat(node="a")) for one in links))
-            assert [type(reply) for reply in replies] == [Done] * 200
+            assert [type(reply) for reply in replies] == [Done] * count
             for one in links[::2]:
                 await one.close()
             await listener.close()

@@ -26,6 +26,4 @@ def test_a_peer_that_says_nothing(
         await listener.close()
 
     asyncio.run(run())
-    assert [record.getMessage() for record in caplog.records] == [
-        "a new peer: no message came in time"
-    ]
+    assert caplog.records[-1].getMessage() == "a new peer: no message came in time"
