@@ -32,7 +32,6 @@ from rfaas.errors import (
     ProtocolError,
     RfaasError,
     SystemCallError,
-    UnavailableError,
     WorldError,
 )
 from rfaas.launch.libraries import Upload
@@ -277,9 +276,9 @@ class Executor:
         carrier = transport(fitting(request.transport, client.link.passes_fds))
         try:
             host = carrier.host(self._device)
-        except UnavailableError as error:  # which would ask the client for its library
+        except WorldError as error:
             text = f"node {self._config.name} cannot serve over {carrier.name}: {error.text}"
-            raise WorldError(text, hint=error.hint) from None
+            raise type(error)(text, hint=error.hint) from None
         worker, process, lease = await self._pool.start(request, carrier.name, host)
         log.info(
             "lease %s: worker %d serves %d lanes on processors %s",
