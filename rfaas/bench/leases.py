@@ -175,9 +175,7 @@ async def _beat(joined: Sequence[tuple[AsyncLink, asyncio.Task[None]]]) -> None:
             link.send(m.Beat(id=1, node=f"node{number}"))
 
 
-async def _pairs(
-    link: AsyncLink, count: int, grants: array[float], whole: array[float]
-) -> None:
+async def _pairs(link: AsyncLink, count: int, grants: array[float], whole: array[float]) -> None:
     """Request and release, `count` times; seconds of each grant, and of each pair."""
     wanted = m.RequestLease(
         client=f"bench@{os.uname().nodename}:1"[:255],

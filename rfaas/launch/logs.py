@@ -37,5 +37,5 @@ def set_up(level: str) -> None:
     # A line for each lease and none of these in it: without them it costs a third less,
     # docs.python.org, "Logging HOWTO", Optimization.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    logging._srcfile = None  # type: ignore[attr-defined]  # no look at the caller's frame
+    logging._srcfile = None  # no look at the caller's frame
     logging.basicConfig(level=level.upper(), handlers=[handler])

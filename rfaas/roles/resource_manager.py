@@ -33,6 +33,7 @@ from contextlib import suppress
 
 import msgspec
 
+from rfaas.addresses import announced, is_local
 from rfaas.clock import Clock
 from rfaas.config import ResourceManagerConfig
 from rfaas.control.aio import AsyncLink, listen
@@ -205,7 +206,9 @@ async def run(
         welcome = messages.Welcome(version=PROTOCOL_VERSION, role=ROLE, name=platform.node())
         listener = await listen(config.address, welcome, manager.serve)
         try:
-            ready(f"resource manager ready on {config.address}; next: rfaas serve --role executor")
+            at = manager.state.address = listener.address
+            flag = "" if is_local(at) else f" --resource-manager {announced(at, platform.node())}"
+            ready(f"resource manager ready on {at}; next: rfaas serve --role executor{flag}")
             while not stop.is_set():
                 with suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(stop.wait(), manager.tick_s)

@@ -58,6 +58,23 @@ class Transport(Protocol):
         """
 
 
+def fitting(name: str, shares_memory: bool) -> str:
+    """What `name` comes to for a client: one that `shares_memory` came by a Unix socket.
+
+    Raises:
+        UsageError: it can not be had.
+    """
+    if shares_memory:
+        return name
+    if name == "shm":
+        raise UsageError(
+            "transport shm is for a client and an executor on one machine that meet at a Unix "
+            "socket: its memory cannot be passed through a network",
+            hint='set lane.transport to "auto" or "verbs"',
+        )
+    return "verbs" if name == "auto" else name
+
+
 def transport(name: str) -> Transport:
     """The transport called `name`; "auto" is the best that this machine has."""
     if name == "verbs":
