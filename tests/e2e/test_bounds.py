@@ -79,7 +79,7 @@ def test_more_cores_than_the_node_has(site: Site, shipped: Path, *, served: bool
         (("--cores", "0"), "flag lease.cores: value is too small (0), at least 1 is required"),
         (("--cores", "-1"), "flag lease.cores: value is too small (-1), at least 1 is required"),
         (("--cores", "99999999999999999999"), "flag lease.cores: value is too large"),
-        (("--cores", "two"), "flag lease.cores: expected an integer, got a string ('two')"),
+        (("--cores", "two"), 'flag lease.cores: expected an integer or "all", got a string'),
         (("--memory", "0"), "flag lease.memory: value is too small (0), at least 1 is required"),
         (("--memory=-1GiB",), "flag lease.memory: expected a size such as"),
         (("--memory", "2EiB"), "flag lease.memory: value is too large (2305843009213693952), at"),
