@@ -65,7 +65,8 @@ class Caller:
         fields = {"client": "tester", "memory_bytes": GIB, "duration_s": duration_s} | more
         asked = messages.RequestLease(cores=cores, **fields)  # type: ignore[arg-type]
         granted = await self.ask(asked, messages.LeaseGranted)
-        self.secrets.update((one.lease, one.secret) for one in (granted, *granted.rest))
+        self.secrets[granted.lease] = granted.secret
+        self.secrets.update((one.lease, one.secret) for one in granted.rest)
         return granted
 
     def proof(self, lease: str) -> bytes:
