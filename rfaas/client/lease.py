@@ -22,6 +22,7 @@ from rfaas.errors import (
     ClosedError,
     DeadlineExceededError,
     LeaseEndedError,
+    LibraryMissingError,
     PeerLostError,
     ProtocolError,
     RfaasError,
@@ -204,7 +205,7 @@ class Lease(Lanes):
         try:
             try:
                 started = link.ask(request, WorkerStarted, timeout_s=START_TIMEOUT_S)
-            except UnavailableError:
+            except LibraryMissingError:
                 self._library.send(link, self.id)
                 self.steps_ns["send_library"] = time.monotonic_ns() - start
                 started = link.ask(request, WorkerStarted, timeout_s=START_TIMEOUT_S)

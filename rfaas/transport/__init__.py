@@ -30,7 +30,7 @@ class Transport(Protocol):
         """The executor's side: where its workers listen, "" where they need not.
 
         Raises:
-            UnavailableError, ConfigError: the device cannot be used, or is not there.
+            DeviceError, ConfigError: the device cannot be used, or is not there.
         """
 
     def offer(self, rings_fd: int) -> tuple[int, ...]:
