@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import importlib.util
-import json
 import os
 import shutil
 import subprocess
@@ -50,11 +49,11 @@ def fetch() -> None:
     shutil.rmtree(folder, ignore_errors=True)
     pip = [sys.executable, "-I", "-m", "pip"]
     quiet = ["-q", "--no-input", "--disable-pip-version-check"]
+    source = ("--no-binary=pyinstaller", PYINSTALLER)
     for command in (
         [*pip, "install", *quiet, "--target", str(folder), "--only-binary=:all:", PYINSTALLER],
         # The loader's source: ours is compiled with it.
-        [*pip, "download", *quiet, "-d", str(folder / "source"), "--no-deps"]
-        + ["--no-binary=pyinstaller", PYINSTALLER],
+        [*pip, "download", *quiet, "-d", str(folder / "source"), "--no-deps", *source],
     ):
         run = subprocess.run(command, capture_output=True, text=True, check=False)
         if run.returncode:
@@ -78,6 +77,15 @@ def loader(work: Path) -> Path:
     waf = [sys.executable, "-S", "waf", "--target-arch=64bit", "--static-zlib"]
     _run([*waf, "configure", "all"], work / "bootloader", environ)
     return next((work / "PyInstaller/bootloader").glob("*/run"))
+
+
+def unpacked_bytes(program: Path) -> int:
+    """What PyInstaller's loader unpacks at each start: boot/first.c looks for so much room."""
+    sys.path.append(str(WORK / "pyinstaller"))
+    from PyInstaller.archive.readers import CArchiveReader
+
+    entries = CArchiveReader(str(program)).toc.values()  # at, size, size unpacked, flag, kind
+    return sum(size for _, _, size, _, kind in entries if kind in "bx")
 
 
 def _run(command: list[str], folder: Path, more: dict[str, str] | None = None) -> None:
@@ -140,9 +148,8 @@ def freeze(output: Path) -> None:
         environ["PYTHONPATH"] += f"{os.pathsep}{work}"
     _run([*command, str(TREE / "packaging/rfaas.spec")], work, environ)
     data = (work / output.name).read_bytes()
-    unpacked = sum(entry[1] for entry in json.loads((work / "unpacked.json").read_text()))
-    # packaging/boot/first.c reads it.
-    data += b"RFAASCRC" + zlib.crc32(data).to_bytes(4, "little") + unpacked.to_bytes(4, "little")
+    numbers = (zlib.crc32(data), unpacked_bytes(work / output.name))
+    data += b"RFAASCRC" + b"".join(number.to_bytes(4, "little") for number in numbers)
     digest = hashlib.sha256(data).digest()
     data += Footer(len(data), NO_PART, NO_PART, len(data) + FOOTER_BYTES, digest).encode()
     if len(data) > BYTES_MAX:
