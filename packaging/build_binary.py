@@ -29,6 +29,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # -I leaves it out
 sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
+import lean
 import parts
 from parts import TREE, WORK, BuildError, Python
 
@@ -107,6 +108,8 @@ def stage(python: Python, folder: Path) -> None:
     shutil.copytree(TREE / "rfaas", folder / "rfaas", ignore=shutil.ignore_patterns(*_NOT_STAGED))
     for name, file in parts.native_modules(python).items():
         shutil.copy(file, folder / Path(*name.split(".")).with_suffix(python.suffix))
+    quick = folder / "rfaas/quick.py"
+    quick.write_text(lean.source_of("rfaas.quick", quick.read_text()))
     wheels = parts.wheels(python)
     for wheel in wheels:
         shutil.copytree(wheel, folder, dirs_exist_ok=True)
