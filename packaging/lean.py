@@ -33,7 +33,8 @@ def __getattr__(name):
 
 """
 # The native part asks for two types that no message or setting of ours has.  What it gets
-# instead are types that no value is of; a later `import uuid` finds the real module.
+# instead are types that no value is of; a later `import uuid` finds the real module.  For
+# datetime all take what datetime.py takes, after it has made its own in vain (before 3.12).
 _STAND_INS = """
 import sys
 
@@ -45,13 +46,20 @@ class _Module:
         unknown = None
 
 
-_names = [name for name in ("decimal", "uuid") if name not in sys.modules]
-sys.modules.update(dict.fromkeys(_names, _Module))
+_modules = {"decimal": _Module, "uuid": _Module}
+try:
+    import _datetime
+    _modules["datetime"] = _datetime
+except ImportError:
+    pass
+_modules = {name: module for name, module in _modules.items() if name not in sys.modules}
+sys.modules.update(_modules)
 try:
     from . import _core
 finally:
-    for _name in _names:
-        del sys.modules[_name]
+    for _name in _modules:
+        if _name != "datetime":
+            del sys.modules[_name]
 """
 _SCHEMA = "from ._json_schema import schema, schema_components\n"
 
