@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -90,7 +90,7 @@ class Session:
         client = self.config.client
         if client.executor and client.executor != "private":
             try:
-                return links.connect(client.executor, self._hello), client.executor
+                return self._link_at(client.executor), client.executor
             except UnavailableError as error:
                 raise UnavailableError(
                     f"no executor: {error.text}",
@@ -100,7 +100,7 @@ class Session:
         if not client.executor:
             address = client.resource_manager or self.config.resource_manager.address
             try:
-                return links.connect(address, self._hello), address
+                return self._link_at(address), address
             except UnavailableError as error:
                 if client.resource_manager or not is_local(address):
                     raise UnavailableError(
@@ -115,6 +115,9 @@ class Session:
         except BaseException:
             self._private.close()
             raise
+
+    def _link_at(self, address: str) -> Link:
+        return links.connect(address, self._hello, self.config.rdma.device)
 
     def lease(
         self,
@@ -154,6 +157,7 @@ class Session:
             memory_bytes=self._asked("lease", "memory", memory),
             duration_s=self.config.client.lease_duration_s,
             isolation=self._asked("lease", "isolation", isolation),
+            placement="node",
         )
         found = Library.read(library)
         lease = Lease(
@@ -190,31 +194,35 @@ class Session:
             return getattr(getattr(self.config, section), key)
         return checked_argument(key, f"{section}.{key}", value)
 
-    def ask(self, message: Message, kind: type[Reply]) -> Reply:
+    def ask(self, message: Message | Callable[[Link], Message], kind: type[Reply]) -> Reply:
         """Ask whoever grants leases; one that was replaced meanwhile is found again.
+
+        Args:
+            message: the request, or what makes it for a link.
 
         Raises:
             PeerLostError, UnavailableError: nobody is there now.
             RfaasError: what it answered with.
         """
         link = self.link
+        made = message if callable(message) else lambda _: message
         try:
-            return link.ask(message, kind)
+            return link.ask(made(link), kind)
         except PeerLostError:
             if self._private is not None or self._closed.is_set():
                 raise
         with self._lock:
             if self.link is link:  # else another thread was here before
-                self.link = links.connect(self.where, self._hello)
+                self.link = self._link_at(self.where)
                 link.close()
-        return self.link.ask(message, kind)
+        return self.link.ask(made(self.link), kind)
 
     def link_to(self, address: str) -> Link:
         """A new link to the executor of a lease."""
         if self._private is None:
             if self.config.client.executor:  # the one that granted it: as it was reached before
                 address = self.where
-            return links.connect(address, self._hello)
+            return self._link_at(address)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with theirs:
             self.link.request(AdoptLink(), (theirs.fileno(),))

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import secrets
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -35,6 +36,7 @@ from rfaas.proto.messages import (
     Welcome,
     version_fault,
 )
+from rfaas.proto.proof import NONCE_BYTES
 
 if TYPE_CHECKING:
     import socket
@@ -69,6 +71,7 @@ class AsyncLink:
         self._drained.set()
         self._closed = False
         self._next_id = 0
+        self.nonce = b""  # what proofs on this link are made over, `proto.proof`
 
     @property
     def passes_fds(self) -> bool:
@@ -157,8 +160,14 @@ class AsyncLink:
         await self._drained.wait()
 
     async def close(self) -> None:
-        """Close at once; `drain` first to have queued messages sent.  Can be called twice."""
-        self._abort()
+        """Close; `drain` first to have queued messages sent.  Can be called twice."""
+        try:
+            if not self._closed and (settling := self._carrier.settling()) is not None:
+                await asyncio.wait_for(settling, carrier.LINGER_S)
+        except asyncio.TimeoutError:
+            pass
+        finally:
+            self._abort()
 
     def _flush(self) -> None:
         while self._outgoing:
@@ -227,17 +236,20 @@ def _wake(waiter: asyncio.Future[None]) -> None:
         waiter.set_result(None)
 
 
-async def connect(address: str, hello: Hello) -> AsyncLink:
-    """A link to whoever listens at `address`.
+async def connect(address: str, hello: Hello, device: str = "") -> AsyncLink:
+    """A link to whoever listens at `address`; over RDMA from `device`, "": the route's.
 
     Raises:
         UnavailableError: nobody does.
         ProtocolError: it speaks another version.
     """
-    link = AsyncLink(await ends.connect_soon(address), f"the peer at {address}")
+    link = AsyncLink(await ends.connect_soon(address, device), f"the peer at {address}")
     try:
         ours = f"{hello.role} {hello.name}"
-        link.peer = welcomed(await link.request(hello), link.peer, ours)
+        welcome = await link.request(hello)
+        link.peer = welcomed(welcome, link.peer, ours)
+        if isinstance(welcome, Welcome):
+            link.nonce = welcome.nonce
     except BaseException:
         await link.close()
         raise
@@ -331,7 +343,8 @@ class Listener:
             await refuse(link, hello.id, ProtocolError(text, hint=hint))
             return None
         link.peer = f"{hello.role} {hello.name}"
-        link.send(msgspec.structs.replace(self._welcome, id=hello.id))
+        link.nonce = secrets.token_bytes(NONCE_BYTES)
+        link.send(msgspec.structs.replace(self._welcome, id=hello.id, nonce=link.nonce))
         return hello
 
 
@@ -364,10 +377,10 @@ async def refuse(link: AsyncLink, request_id: int, error: Exception) -> None:
         await asyncio.wait_for(link.drain(), REFUSAL_TIMEOUT_S)
 
 
-async def listen(address: str, welcome: Welcome, serve: Serve) -> Listener:
-    """Listen at `address` and serve each link that says hello.
+async def listen(address: str, welcome: Welcome, serve: Serve, device: str = "") -> Listener:
+    """Listen at `address`, over RDMA by `device`, and serve each link that says hello.
 
     Raises:
-        AddressInUseError, SystemCallError: the address cannot be had.
+        AddressInUseError, SystemCallError, UnavailableError: the address cannot be had.
     """
-    return Listener(welcome, serve, ends.listen(address))
+    return Listener(welcome, serve, ends.listen(address, device))

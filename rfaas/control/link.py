@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from rfaas.control import carrier, sockets
+from rfaas.control import carrier, ends
 from rfaas.errors import PeerLostError, ProtocolError, UnavailableError, from_wire
 from rfaas.proto.codec import Framer, decode, encode
 from rfaas.proto.messages import (
@@ -53,6 +53,7 @@ class Link:
         self._sending = threading.Lock()  # taken after _lock, or alone
         self._rest = memoryview(b"")  # of a frame that was posted to a full connection
         self._ids = count(1)
+        self.nonce = b""  # what proofs on this link are made over, `proto.proof`
         self._lost = False
 
     @property
@@ -177,6 +178,8 @@ class Link:
         return fds
 
     def close(self) -> None:
+        if not self._lost:
+            self._carrier.settle(carrier.LINGER_S)
         self._lost = True
         self._carrier.close()
         for fd in self.take_fds():
@@ -248,7 +251,10 @@ def greet(end: socket.socket | Carrier, peer: str, hello: Hello) -> Link:
     link = Link(end, peer)
     try:
         ours = f"{hello.role} {hello.name}"
-        link.peer = welcomed(link.request(hello), peer, ours)
+        welcome = link.request(hello)
+        link.peer = welcomed(welcome, peer, ours)
+        if isinstance(welcome, Welcome):
+            link.nonce = welcome.nonce
     except PeerLostError as error:
         link.close()
         raise UnavailableError(f"{peer} does not answer: {error.text}") from None
@@ -268,6 +274,6 @@ def welcomed(reply: Message, peer: str, ours: str) -> str:
     return f"{reply.role} {reply.name}"
 
 
-def connect(address: str, hello: Hello) -> Link:
-    """A link to whoever listens at `address`."""
-    return greet(sockets.connect(address), f"the peer at {address}", hello)
+def connect(address: str, hello: Hello, device: str = "") -> Link:
+    """A link to whoever listens at `address`; over RDMA from `device`, "": the route's."""
+    return greet(ends.connect(address, device), f"the peer at {address}", hello)
