@@ -57,8 +57,8 @@ COLD = 4  # likewise
 # holds this to it.  Also hot is all that lies in rfaas/ itself.
 HOT = re.compile(
     r"""rfaas-(boot|cache) | rfaas(\.\w+)? | rfaas\.(client|roles\.client)(\..+)?
-    | rfaas\.control\.(link|sockets) | rfaas\.launch\.(embedded|local|service|zygote)
-    | rfaas\.native\._(calls|window) | rfaas\.proto\.(codec|messages|wire|worker_messages)
+    | rfaas\.control\.(carrier|ends|link|sockets) | rfaas\.launch\.(embedded|local|service|zygote)
+    | rfaas\.native\._(calls|window) | rfaas\.proto\.(codec|messages|proof|wire|worker_messages)
     | rfaas\.transport\.(ring|shm)
     | msgpack(\..+)? | msgspec(\.(_core|_utils|json|msgpack|structs|_version))?""",
     re.VERBOSE,

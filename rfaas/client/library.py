@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-import sys
-from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from rfaas.control.link import Link
 from rfaas.errors import LibraryError
 from rfaas.proto.messages import LIBRARY_BYTES_MAX, LIBRARY_PART_BYTES_MAX, SendLibrary
-
-_OPENSSL_BYTES_MIN = 1 << 19
 
 
 class Library(NamedTuple):
@@ -37,7 +34,7 @@ class Library(NamedTuple):
             raise LibraryError(
                 f"library {name} has {len(image)} bytes, 1 to {LIBRARY_BYTES_MAX} are allowed"
             )
-        return cls(name, image, _sha256(image))
+        return cls(name, image, hashlib.sha256(image).hexdigest())
 
     def send(self, link: Link, lease: str) -> None:
         """Send the bytes to the executor at the other end of `link`."""
@@ -51,18 +48,6 @@ class Library(NamedTuple):
                     data=self.image[offset : offset + LIBRARY_PART_BYTES_MAX],
                 )
             )
-
-
-def _sha256(image: bytes) -> str:
-    """In hexadecimal.  hashlib loads OpenSSL: 2 ms, in which Python's own does half a megabyte."""
-    own: Any = None
-    if len(image) < _OPENSSL_BYTES_MIN:
-        with suppress(ImportError):
-            own = __import__("_sha2" if sys.version_info >= (3, 12) else "_sha256")
-    if own is None:
-        import hashlib as own
-    digest: str = own.sha256(image).hexdigest()
-    return digest
 
 
 def _read(path: str) -> bytes:
