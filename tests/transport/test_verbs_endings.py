@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from rfaas.errors import WorkerCrashedError
+from rfaas.native._calls import Call
 from rfaas.transport import verbs
 from tests.harness.rdma import End, cable_cut, packets_lost
 from tests.transport.served import Gate
@@ -27,6 +28,15 @@ Cut = Callable[[End], AbstractContextManager[None]]
 IN_FLIGHT = 4
 
 
+LOST = r"IBV_WC_RETRY_EXC_ERR|RDMA_CM_EVENT_UNREACHABLE"
+CUTS = [
+    pytest.param(cable_cut, 0, "port 1 of our device is down", id="our cable cut"),
+    pytest.param(cable_cut, 1, "port 1 of our device is down", id="their cable cut"),
+    pytest.param(packets_lost, 0, LOST, id="our packets lost"),
+    pytest.param(packets_lost, 1, LOST, id="their packets lost"),
+]
+
+
 def ours_to_cut(ends: tuple[End, End]) -> None:
     if ends[0] == ends[1] or "RFAAS_GUEST" not in os.environ:
         pytest.skip("only in the guest is the cable ours to cut")
@@ -34,16 +44,7 @@ def ours_to_cut(ends: tuple[End, End]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("spin_us", [0, 60_000_000], ids=["asleep", "spinning"])
-@pytest.mark.parametrize(
-    ("cut", "side", "cause"),
-    [
-        (cable_cut, 0, r"port 1 of our device is down"),
-        (cable_cut, 1, r"port 1 of our device is down"),
-        (packets_lost, 0, r"IBV_WC_RETRY_EXC_ERR|RDMA_CM_EVENT_UNREACHABLE"),
-        (packets_lost, 1, r"IBV_WC_RETRY_EXC_ERR|RDMA_CM_EVENT_UNREACHABLE"),
-    ],
-    ids=["our cable cut", "their cable cut", "our packets lost", "their packets lost"],
-)
+@pytest.mark.parametrize(("cut", "side", "cause"), CUTS)
 def test_network(
     verbs_ends: tuple[End, End], library: Path, cut: Cut, side: int, cause: str, spin_us: int
 ) -> None:
@@ -52,15 +53,38 @@ def test_network(
     try:
         assert served.calls.call("echo", b"before") == b"before"
         with cut(verbs_ends[side]):
-            all_fail(served, cause)
+            fail(served, [served.calls.submit("echo") for _ in range(IN_FLIGHT)], cause)
     finally:
         served.close()
 
 
-def all_fail(served: VerbsServed, cause: str) -> None:
-    """Calls that are sent now fail, the first of them with this cause."""
+@pytest.mark.slow
+@pytest.mark.parametrize("spin_us", [0, 60_000_000], ids=["asleep", "spinning"])
+@pytest.mark.parametrize(("cut", "side", "cause"), CUTS)
+def test_network_when_all_is_sent(
+    verbs_ends: tuple[End, End],
+    library: Path,
+    gate: Gate,
+    cut: Cut,
+    side: int,
+    cause: str,
+    spin_us: int,
+) -> None:
+    """The worker has the calls, and nothing is on its way that would come back."""
+    ours_to_cut(verbs_ends)
+    served = VerbsServed(verbs_ends, library, slots=IN_FLIGHT, spin_us=spin_us)
+    try:
+        sent = [served.calls.submit("hold", gate.data) for _ in range(IN_FLIGHT)]
+        gate.entered()
+        with cut(verbs_ends[side]):
+            fail(served, sent, cause)
+    finally:
+        served.close()
+
+
+def fail(served: VerbsServed, lost: list[Call], cause: str) -> None:
+    """The calls fail, with this cause."""
     lane = served.lane
-    lost = [served.calls.submit("echo", b"lost") for _ in range(IN_FLIGHT)]
     assert all(isinstance(future.exception(), WorkerCrashedError) for future in lost)
     error = verbs.explain(lane)
     assert error is not None
