@@ -19,7 +19,7 @@ import pytest
 from rfaas.proto import wire
 from rfaas.proto.wire import Status
 from rfaas.transport import verbs
-from tests.harness.rdma import End, lacking
+from tests.harness.rdma import End
 from tests.transport.contract import SLOT_BYTES, pattern
 from tests.transport.served import eventually
 from tests.transport.served_verbs import VerbsServed
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.rdma
 
-PYTHONS = ("/usr/bin/python3",)  # of the distribution: pyverbs must match its libibverbs
 PEER = Path(__file__).with_name("pyverbs_peer.py")
 SLOTS = 4
 REM_ACCESS_ERR = 10  # ibv_poll_cq(3)
@@ -75,21 +74,6 @@ class Alone(VerbsServed):
 
     def index(self, name: str) -> int:
         return self.calls.functions.index(name)
-
-
-@pytest.fixture(scope="session")
-def python(request: pytest.FixtureRequest) -> str:
-    """A Python that has pyverbs."""
-    working = ""
-    for candidate in PYTHONS:
-        found = subprocess.run(
-            [candidate, "-c", "import pyverbs.cmid"], capture_output=True, check=False
-        )
-        if found.returncode == 0:
-            working = candidate
-    if not working:
-        lacking(request.config, "no Python with pyverbs; Debian's package is python3-pyverbs")
-    return working
 
 
 @pytest.fixture
