@@ -14,8 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from rfaas.errors import WorkerCrashedError
+from rfaas.errors import WorkerCrashedError, WorldError
 from rfaas.native._calls import Call
+from rfaas.proto import wire
+from rfaas.proto.messages import Endpoint
 from rfaas.transport import verbs
 from tests.harness.rdma import End, cable_cut, packets_lost
 from tests.transport.served import Gate
@@ -35,6 +37,9 @@ CUTS = [
     pytest.param(packets_lost, 0, LOST, id="our packets lost"),
     pytest.param(packets_lost, 1, LOST, id="their packets lost"),
 ]
+
+
+NOT_REACHED = r"^cannot connect to the worker at .*: could not (resolve|find|connect)"
 
 
 def ours_to_cut(ends: tuple[End, End]) -> None:
@@ -80,6 +85,59 @@ def test_network_when_all_is_sent(
             fail(served, sent, cause)
     finally:
         served.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("cut", "side", "said"),
+    [
+        pytest.param(cable_cut, 0, r"rxe0: it is down", id="our cable cut"),
+        pytest.param(cable_cut, 1, r"rxe0: it is down", id="their cable cut"),
+        pytest.param(packets_lost, 0, NOT_REACHED, id="our packets lost"),
+        pytest.param(packets_lost, 1, NOT_REACHED, id="their packets lost"),
+    ],
+)
+def test_network_before_all(
+    verbs_ends: tuple[End, End],
+    library: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    cut: Cut,
+    side: int,
+    said: str,
+) -> None:
+    """Nobody is reached; when the network is back, another worker is."""
+    ours_to_cut(verbs_ends)
+    for is_cut in (True, False):
+        served = VerbsServed(verbs_ends, library, slots=IN_FLIGHT, connects=False)
+        try:
+            if is_cut:
+                with cut(verbs_ends[side]), monkeypatch.context() as patch:
+                    patch.setattr(verbs, "CONNECT_TIMEOUT_S", 1.0)
+                    with pytest.raises(WorldError, match=said):
+                        served.connect()
+            else:
+                served.connect()
+                assert served.calls.call("echo", b"after") == b"after"
+        finally:
+            served.close()
+
+
+@pytest.mark.parametrize(
+    ("host", "said"),
+    [
+        ("10.77.0.99", r"could not resolve the address: .*\("),
+        ("192.0.2.1", r"could not resolve the address: .*\("),
+        ("127.0.0.1", r"could not (resolve the address|connect): .*\("),
+    ],
+    ids=["nobody's", "without a route", "our own"],
+)
+def test_addresses(
+    verbs_ends: tuple[End, End], monkeypatch: pytest.MonkeyPatch, host: str, said: str
+) -> None:
+    monkeypatch.setattr(verbs, "CONNECT_TIMEOUT_S", 1.0)
+    at = Endpoint(host=host, port=1, secret=bytes(wire.SECRET_BYTES))
+    with pytest.raises(WorldError, match=said):
+        verbs.connect(at, 0, IN_FLIGHT, wire.PAGE_BYTES, verbs_ends[0].address)
 
 
 def fail(served: VerbsServed, lost: list[Call], cause: str) -> None:
