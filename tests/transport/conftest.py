@@ -11,6 +11,7 @@ import pytest
 
 from tests.functions.build import HERE as FUNCTIONS
 from tests.functions.build import build_text
+from tests.harness.rdma import lacking
 
 pytest.register_assert_rewrite(
     *(f"tests.transport.contract{part}" for part in ("", "_faults", "_threads"))
@@ -18,6 +19,8 @@ pytest.register_assert_rewrite(
 
 from tests.harness.rdma import lacking  # noqa: E402 - after the line above
 from tests.transport.served import Gate, Serve, Served  # noqa: E402
+
+PYTHONS = ("/usr/bin/python3",)  # of the distribution: pyverbs must match its libibverbs
 
 PYTHONS = ("/usr/bin/python3",)  # of the distribution: pyverbs must match its libibverbs
 
