@@ -100,6 +100,14 @@ def _dispatch_configured(options: argparse.Namespace) -> int:
             from rfaas.diagnose import command as diagnosis
 
             return diagnosis.run_doctor(loaded.config, options)
+        case "nodes" | "leases" | "bills" | "events" | "status":
+            from rfaas.admin import tables
+
+            return tables.run(loaded.config, options)
+        case "top":
+            from rfaas.admin import top
+
+            return top.run(loaded.config, options)
     from rfaas.roles import client
 
     return client.run(loaded.config, options)

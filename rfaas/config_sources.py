@@ -18,7 +18,7 @@ import msgspec
 
 from rfaas import __version__, config_text
 from rfaas.errors import ConfigError, near
-from rfaas.paths import socket_path, system_text
+from rfaas.paths import host_port, socket_path, system_text
 from rfaas.units import parse_bytes
 
 if TYPE_CHECKING:
@@ -224,9 +224,10 @@ def checked(given: Given, declared: Declared) -> object:
     except msgspec.ValidationError:
         text, hint = config_text.fault(key, value)
         raise ConfigError(f"{given.where}: {text}", hint=hint) from None
-    if key.form == "address" and isinstance(value, str) and value not in ("", *key.words):
+    read = {"address": socket_path, "host-port": host_port}.get(key.form)
+    if read is not None and isinstance(value, str) and value not in ("", *key.words):
         try:
-            socket_path(value)
+            read(value)
         except ConfigError as error:
             raise ConfigError(f"{given.where}: {error.text}", hint=error.hint) from None
     return value

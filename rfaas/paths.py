@@ -111,6 +111,24 @@ def socket_path(address: str) -> str:
     return path
 
 
+def host_port(address: str) -> tuple[str, int]:
+    """Host and port in `127.0.0.1:7470`, `node7:7470` or `[::1]:7470`; port 0: any that is free.
+
+    Raises:
+        ConfigError: no such pair.
+    """
+    host, colon, port = address.rpartition(":")
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if not colon or not bare or ("[" in bare or "]" in bare) or (":" in bare) == (bare == host):
+        raise ConfigError(
+            f"address is not understood ({address!r:.99}), HOST:PORT is allowed",
+            hint="such as 127.0.0.1:7470, or [::1]:7470",
+        )
+    if not (port.isascii() and port.isdecimal() and len(port) <= 5 and int(port) <= 65535):
+        raise ConfigError(f"port is not understood ({port!r:.20}), 0 to 65535 are allowed")
+    return bare, int(port)
+
+
 def system_text(error: OSError) -> str:
     """The system's own word: ENOENT (No such file or directory)."""
     number = error.errno or 0

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
+from rfaas.core.billing import Bill
 from rfaas.core.lease import LIVE
 from rfaas.proto.messages import Usage
 
@@ -71,8 +72,11 @@ class Store(Protocol):
         nodes: Sequence[NodeRecord] = (),
         leases: Sequence[LeaseRecord] = (),
         forgotten: Sequence[str] = (),
+        bills: Sequence[Bill] = (),
     ) -> None:
         """Add or replace these, drop `forgotten` nodes, all or none; kept once this returns.
+
+        `bills` are added to what is kept for the same lease and day.
 
         Raises:
             SystemCallError: nothing was saved; a later call may succeed.
@@ -80,6 +84,21 @@ class Store(Protocol):
 
     def prune(self, ended_max: int) -> None:
         """Forget ended leases but the `ended_max` that ended last."""
+
+    def bills(
+        self,
+        since: str = "",
+        until: str = "",
+        client: str = "",
+        after: tuple[str, str] = ("", ""),
+        most: int = 256,
+    ) -> list[Bill]:
+        """Bills in order of (day, lease): the `most` that follow `after`.
+
+        Args:
+            since, until: the first and the last day, "": no bound.
+            client: of this client alone, "": of all.
+        """
 
     def close(self) -> None:
         """Can be called twice."""

@@ -12,6 +12,7 @@ import logging
 from contextlib import suppress
 
 from rfaas.clock import Clock
+from rfaas.core.billing import Billing
 from rfaas.core.lease import LIVE, Lease
 from rfaas.core.ledger import ENDED_MAX, Ledger
 from rfaas.errors import SystemCallError
@@ -30,6 +31,8 @@ class Keeper:
         self._nodes: dict[str, NodeRecord] = {}
         self._unsaved_nodes: set[str] = set()
         self._unsaved_leases: set[str] = set()
+        self.billing = Billing()
+        self._forget_at = 4 * ENDED_MAX  # leases that are billed, of which some are long over
         self.fails = False  # the last save failed
 
     def restore(self) -> None:
@@ -49,6 +52,7 @@ class Keeper:
                 now_s=now_s,
             )
         for lease in sorted(stored.leases, key=lambda lease: lease.ends_at_s):
+            self.billing.restore(lease.lease, lease.usage)
             self._ledger.restore_lease(_lease(lease, since_1970_s, now_s), now_s)
         self._ledger.restore_fence(stored.fence)
         live = sum(lease.state == LIVE for lease in stored.leases)
@@ -80,18 +84,22 @@ class Keeper:
         forgotten = self._unsaved_nodes - self._ledger.names
         if not (self._unsaved_nodes or leases):
             return
-        since_1970_s = self._clock.wall_s() - self._clock.monotonic_s()
+        wall_s = self._clock.wall_s()
+        since_1970_s = wall_s - self._clock.monotonic_s()
+        bills = self.billing.due(leases, wall_s)
         try:
             self._store.save(
                 nodes=[self._nodes[node] for node in self._unsaved_nodes - forgotten],
                 leases=[_record(lease, since_1970_s) for lease in leases],
                 forgotten=sorted(forgotten),
+                bills=bills,
             )
         except SystemCallError as error:
             if not self.fails:
                 log.warning("no lease can be granted: %s", error)
             self.fails = True
             raise
+        self.billing.settle(bills)
         for node in forgotten:
             del self._nodes[node]
         self._unsaved_nodes.clear()
@@ -113,6 +121,9 @@ class Keeper:
         if self.save_soon():
             with suppress(SystemCallError):  # a disk as full as that has time until the next
                 self._store.prune(ENDED_MAX)
+        if len(self.billing) > self._forget_at:
+            self.billing.forget(self._ledger.find, self._ledger.names.__contains__)
+            self._forget_at = max(4 * ENDED_MAX, 2 * len(self.billing))
 
 
 def _record(lease: Lease, since_1970_s: float) -> LeaseRecord:

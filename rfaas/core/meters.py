@@ -1,0 +1,131 @@
+"""What a resource manager measures of itself and its cluster, for people who look on.
+
+A histogram of grant latencies, and one sample for each of the last seconds.
+Nothing here decides anything, and nothing of it survives a restart.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import deque
+
+from msgspec import Struct
+
+from rfaas.core.billing import Billing
+from rfaas.core.lease import UNUSED
+from rfaas.proto.messages import NodeReport, Usage
+from rfaas.proto.report_messages import SAMPLES_MAX, Sample
+
+# Bounds of the grant latency's buckets in seconds; one more is for what is slower.
+GRANT_BUCKETS_S = (
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0,
+)  # fmt: skip
+LATENCIES_MAX = 4096  # of one second, for its quantiles; of more grants, the first so many
+
+
+class Histogram:
+    """How many values fell below each bound."""
+
+    def __init__(self, bounds: tuple[float, ...] = GRANT_BUCKETS_S) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def add(self, value: float) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+    @property
+    def count(self) -> int:
+        return sum(self.counts)
+
+
+class Totals(Struct, frozen=True):
+    """The state of all nodes in a few numbers, as of one look at the ledger."""
+
+    cores: int = 0
+    cores_free: int = 0
+    up: int = 0
+    lost: int = 0
+
+    @classmethod
+    def of(cls, nodes: list[NodeReport]) -> Totals:
+        """Of all nodes; a lost one's cores are nobody's."""
+        here = [node for node in nodes if node.state != "lost"]
+        return cls(
+            sum(node.cores for node in here),
+            sum(node.cores_free for node in here),
+            len(here),
+            len(nodes) - len(here),
+        )
+
+
+class Meters:
+    """Fed by the resource manager; read by its page, its metrics and `rfaas top`.
+
+    Attributes:
+        grants: latencies of all grants.
+        samples: of the last seconds, the oldest first.
+        hot: by node, how many of its cores polled or executed in the last second.
+        crashes: by node, how many workers died, by cause, since their executor started.
+    """
+
+    def __init__(self) -> None:
+        self.grants = Histogram()
+        self.samples: deque[Sample] = deque(maxlen=SAMPLES_MAX)
+        self.hot: dict[str, float] = {}
+        self.crashes: dict[str, dict[str, int]] = {}
+        self._latencies: list[float] = []
+        self._granted = 0
+        self._at_s = 0.0  # monotonic, of the last sample; 0: there is none
+        self._total = UNUSED
+        self._nodes: dict[str, Usage] = {}
+
+    def granted(self, latency_s: float) -> None:
+        """A lease was granted so long after it was asked for."""
+        self.grants.add(latency_s)
+        self._granted += 1
+        if len(self._latencies) < LATENCIES_MAX:
+            self._latencies.append(latency_s)
+
+    def sample(self, billing: Billing, totals: Totals, now_s: float, wall_s: float) -> None:
+        """Take a sample, by the second; the first call only begins to count."""
+        past_s = now_s - self._at_s
+        if self._at_s and past_s > 0:
+            self.hot = self._hot(billing, past_s * 1e9)
+            before, total = self._total, billing.total
+            calls = total.calls - before.calls
+            executing_ns = total.executing_ns - before.executing_ns
+            ranked = sorted(self._latencies)
+            self.samples.append(
+                Sample(
+                    at_s=wall_s,
+                    calls_per_s=calls / past_s,
+                    failed_per_s=(total.failed - before.failed) / past_s,
+                    call_us=executing_ns / calls / 1e3 if calls else 0.0,
+                    grants=self._granted,
+                    grant_p50_ms=_quantile(ranked, 0.50) * 1e3,
+                    grant_p99_ms=_quantile(ranked, 0.99) * 1e3,
+                    cores=totals.cores,
+                    cores_leased=totals.cores - totals.cores_free,
+                    cores_hot=sum(self.hot.values()),
+                )
+            )
+        self._at_s, self._total, self._nodes = now_s, billing.total, dict(billing.nodes)
+        self._latencies.clear()
+        self._granted = 0
+
+    def _hot(self, billing: Billing, past_ns: float) -> dict[str, float]:
+        hot = {}
+        for node, usage in billing.nodes.items():
+            before = self._nodes.get(node, UNUSED)
+            if usage is not before:
+                busy = usage.polling_ns + usage.executing_ns
+                found = (busy - before.polling_ns - before.executing_ns) / past_ns
+                if found > 0:
+                    hot[node] = found
+        return hot
+
+
+def _quantile(ranked: list[float], share: float) -> float:
+    return ranked[min(len(ranked) - 1, int(len(ranked) * share))] if ranked else 0.0
