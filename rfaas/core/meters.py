@@ -7,13 +7,12 @@ Nothing here decides anything, and nothing of it survives a restart.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import deque
-
-from msgspec import Struct
+from collections import Counter, deque
 
 from rfaas.core.billing import Billing
+from rfaas.core.book import Totals
 from rfaas.core.lease import UNUSED
-from rfaas.proto.messages import NodeReport, Usage
+from rfaas.proto.messages import Usage
 from rfaas.proto.report_messages import SAMPLES_MAX, Sample
 
 # Bounds of the grant latency's buckets in seconds; one more is for what is slower.
@@ -40,26 +39,6 @@ class Histogram:
         return sum(self.counts)
 
 
-class Totals(Struct, frozen=True):
-    """The state of all nodes in a few numbers, as of one look at the ledger."""
-
-    cores: int = 0
-    cores_free: int = 0
-    up: int = 0
-    lost: int = 0
-
-    @classmethod
-    def of(cls, nodes: list[NodeReport]) -> Totals:
-        """Of all nodes; a lost one's cores are nobody's."""
-        here = [node for node in nodes if node.state != "lost"]
-        return cls(
-            sum(node.cores for node in here),
-            sum(node.cores_free for node in here),
-            len(here),
-            len(nodes) - len(here),
-        )
-
-
 class Meters:
     """Fed by the resource manager; read by its page, its metrics and `rfaas top`.
 
@@ -67,6 +46,7 @@ class Meters:
         grants: latencies of all grants.
         samples: of the last seconds, the oldest first.
         hot: by node, how many of its cores polled or executed in the last second.
+        ended: leases, by cause.
         crashes: by node, how many workers died, by cause, since their executor started.
     """
 
@@ -74,6 +54,7 @@ class Meters:
         self.grants = Histogram()
         self.samples: deque[Sample] = deque(maxlen=SAMPLES_MAX)
         self.hot: dict[str, float] = {}
+        self.ended: Counter[str] = Counter()
         self.crashes: dict[str, dict[str, int]] = {}
         self._latencies: list[float] = []
         self._granted = 0

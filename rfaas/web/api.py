@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import unquote
 
@@ -20,11 +19,11 @@ import msgspec
 from rfaas.core.billing import GROUPS, Bill, parse_day, report, summed
 from rfaas.errors import RfaasError, UsageError
 from rfaas.proto.messages import LeaseReport, NodeReport, StatusReport
-from rfaas.proto.report_messages import BillReport, EventReport
+from rfaas.proto.report_messages import BillReport
 from rfaas.web import live, metrics, openapi, page
 from rfaas.web.access import Keys
 from rfaas.web.routes import PATH_PARAMS, ROUTES, Route
-from rfaas.web.server import Request, Response
+from rfaas.web.server import BODY_BYTES_MAX, Request, Response, Traffic
 from rfaas.web.view import (
     BillPage,
     Done,
@@ -76,24 +75,21 @@ class Denied(Exception):
 
 
 class Api:
-    """See the module's docstring.
+    """See the module's docstring."""
 
-    Attributes:
-        refused: how often a key was refused, by why.
-    """
-
-    def __init__(self, view: View, keys: Keys, stream: live.Live) -> None:
+    def __init__(self, view: View, keys: Keys, stream: live.Live, traffic: Traffic) -> None:
         self._view = view
         self._keys = keys
         self._live = stream
-        self._metrics = metrics.Metrics(view)
-        self.refused: Counter[str] = Counter()
+        self._metrics = metrics.Metrics(view, traffic)
+        self._traffic = traffic
         self._app: Any = microdot.Microdot()
         for route in ROUTES:
             handler = self._handler(route, getattr(self, route.name))
             self._app.route(route.path, methods=[route.method])(handler)
         self._app.errorhandler(404)(self._not_found)
         self._app.errorhandler(405)(self._not_allowed)
+        microdot.Request.max_content_length = BODY_BYTES_MAX  # what the server lets through
         self._document = msgspec.json.encode(openapi.document())
 
     async def handle(self, request: Request) -> Response:
@@ -184,7 +180,7 @@ class Api:
         return report(bill, self._view.prices)
 
     def events(self, after: int, most: int) -> EventPage:
-        found = events_after(self._view, after)[:most]
+        found = self._view.events_after(after)[:most]
         return EventPage(found, found[-1].number if found else max(after, 0))
 
     # About itself
@@ -262,7 +258,7 @@ class Api:
             raise self._denied("role", 403, text)
 
     def _denied(self, why: str, status: int, text: str, hint: str = "") -> Denied:
-        self.refused[why] += 1
+        self._traffic.denied[why] += 1
         return Denied(status, text, hint)
 
     async def _not_found(self, request: Any) -> microdot.Response:
@@ -279,14 +275,6 @@ def faulty(status: int, fault: Fault) -> Response:
     """The answer to what never came as far as a route."""
     headers = HEADERS | {"Content-Type": "application/json"}
     return Response(status, headers, msgspec.json.encode(fault))
-
-
-def events_after(view: View, after: int) -> list[EventReport]:
-    """Events after a number; the last -N where it is negative."""
-    found = view.events.since(max(after, 0))
-    if after < 0:
-        found = found[after:]
-    return [EventReport(**msgspec.structs.asdict(event)) for event in found]
 
 
 def _arguments(

@@ -58,20 +58,21 @@ class Live:
     def picture(self) -> Picture:
         """All of it, as of now."""
         view = self._view
-        nodes = view.nodes("", NODES_MAX + 1)
+        nodes = view.nodes("", NODES_MAX)
         status = view.status()
+        totals, states = view.totals(), view.lease_states()
         leases = view.leases(False, "", LEASES_LOOKED_AT_MAX)
         soonest = sorted(leases, key=lambda lease: lease.remaining_s)[:LEASES_MAX]
         return Picture(
             at_s=view.wall_s(),
             status=status,
-            nodes=nodes[:NODES_MAX],
+            nodes=nodes,
             hot=view.meters.hot,
             leases=soonest,
-            nodes_more=max(0, view.count_nodes() - NODES_MAX),
-            leases_more=max(0, view.count_leases() - len(soonest)),
+            nodes_more=max(0, totals.up + totals.lost - NODES_MAX),
+            leases_more=max(0, states["live"] + states["terminating"] - len(soonest)),
             samples=list(view.meters.samples),
-            events=view.last_events(EVENTS_MAX),
+            events=view.events_after(-EVENTS_MAX),
         )
 
     async def _paint(self) -> None:

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
 from rfaas.proto.messages import NodeReport
+from rfaas.web.server import Traffic
 from rfaas.web.view import View
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -27,8 +28,9 @@ Sample = tuple[str, Labels, float]  # suffix of the name, labels, value
 class Metrics:
     """The text, made when it is asked for."""
 
-    def __init__(self, view: View) -> None:
+    def __init__(self, view: View, traffic: Traffic) -> None:
         self._view = view
+        self._traffic = traffic
         self._text = ""
         self._until_s = -math.inf
 
@@ -96,7 +98,7 @@ class Metrics:
             "Workers that died of themselves, by cause.",
             [("", {"cause": cause}, count) for cause, count in sorted(crashes.items())],
         )
-        web = view.web
+        web = self._traffic
         yield _family(
             "rfaas_http_requests_total",
             "counter",
@@ -105,6 +107,12 @@ class Metrics:
         )
         yield _family(
             "rfaas_http_connections", "gauge", "Connections that are open.", [("", {}, web.open)]
+        )
+        yield _family(
+            "rfaas_http_denied_total",
+            "counter",
+            "Requests that their key did not allow, by why.",
+            [("", {"why": why}, count) for why, count in sorted(web.denied.items())],
         )
         yield _family(
             "rfaas_http_dropped_total",
@@ -160,7 +168,8 @@ def _family(name: str, kind: str, about: str, samples: Iterable[Sample]) -> str:
     lines = [f"# HELP {name} {about}", f"# TYPE {name} {kind}"]
     for suffix, labels, value in samples:
         inside = ",".join(f'{key}="{_escaped(text)}"' for key, text in labels.items())
-        lines.append(f"{name}{suffix}{{{inside}}} {value:.10g}" if inside else f"{name}{suffix} {value:.10g}")
+        labelled = f"{{{inside}}}" if inside else ""
+        lines.append(f"{name}{suffix}{labelled} {value:.10g}")
     return "\n".join(lines) + "\n"
 
 

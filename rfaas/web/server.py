@@ -80,6 +80,23 @@ class Refusal(Exception):
         self.text = text
 
 
+class Traffic:
+    """What was asked, counted.
+
+    Attributes:
+        requests: answers, by status.
+        denied: requests that their key did not allow, by why.
+        open: connections, now.
+        dropped: connections that were closed before they were read.
+    """
+
+    def __init__(self) -> None:
+        self.requests: Counter[int] = Counter()
+        self.denied: Counter[str] = Counter()
+        self.open = 0
+        self.dropped = 0
+
+
 class Server:
     """See the module's docstring.
 
@@ -89,7 +106,11 @@ class Server:
     """
 
     def __init__(
-        self, handle: Handle, refused: Callable[[int, str], Response], tls: ssl.SSLContext | None
+        self,
+        handle: Handle,
+        refused: Callable[[int, str], Response],
+        tls: ssl.SSLContext | None,
+        traffic: Traffic,
     ) -> None:
         self._handle = handle
         self._refused = refused
@@ -97,12 +118,10 @@ class Server:
         self._sock: socket.socket | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._peers: Counter[str] = Counter()
-        self._streams = 0
         self._turn = asyncio.Lock()
         self._rest_until = 0.0
         self._pause: asyncio.TimerHandle | None = None
-        self.requests: Counter[int] = Counter()  # by status
-        self.dropped = 0  # connections that were closed before they were read
+        self._traffic = traffic
 
     def listen(self, host: str, port: int) -> tuple[str, int]:
         """Bind, and accept from now on; returns address and port, where 0 is any that is free.
@@ -148,10 +167,6 @@ class Server:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    @property
-    def connections(self) -> int:
-        return len(self._tasks)
-
     # Connections
 
     def _accept(self) -> None:
@@ -174,12 +189,13 @@ class Server:
             self._turn_away(sock)
             return
         self._peers[peer] += 1
+        self._traffic.open += 1
         task = asyncio.get_running_loop().create_task(self._serve(sock, peer))
         self._tasks.add(task)
         task.add_done_callback(lambda task: self._over(task, peer))
 
     def _turn_away(self, sock: socket.socket) -> None:
-        self.dropped += 1
+        self._traffic.dropped += 1
         if self._tls is None:
             with suppress(OSError):
                 sock.send(_BUSY)
@@ -187,6 +203,7 @@ class Server:
 
     def _over(self, task: asyncio.Task[None], peer: str) -> None:
         self._tasks.discard(task)
+        self._traffic.open -= 1
         self._peers[peer] -= 1
         if not self._peers[peer]:
             del self._peers[peer]
@@ -205,7 +222,7 @@ class Server:
                 ssl_handshake_timeout=HEAD_S if self._tls else None,
             )
         except (OSError, ConnectionError, asyncio.TimeoutError):  # no TLS, or none in time
-            self.dropped += 1
+            self._traffic.dropped += 1
             sock.close()
             return
         except BaseException:
@@ -228,25 +245,13 @@ class Server:
         """The answer to a request; never fails."""
         async with self._its_turn():
             response = await self._handle(request)
-        self.requests[response.status] += 1
+        self._traffic.requests[response.status] += 1
         return response
 
     def refuse(self, refusal: Refusal) -> Response:
         """The answer to what is no request."""
-        self.requests[refusal.status] += 1
+        self._traffic.requests[refusal.status] += 1
         return self._refused(refusal.status, refusal.text)
-
-    @asynccontextmanager
-    async def a_stream(self) -> AsyncIterator[bool]:
-        """Room for an answer without an end; False: there is none."""
-        if self._streams >= STREAMS_MAX:
-            yield False
-            return
-        self._streams += 1
-        try:
-            yield True
-        finally:
-            self._streams -= 1
 
     @asynccontextmanager
     async def _its_turn(self) -> AsyncIterator[None]:
@@ -363,7 +368,7 @@ class Connection:
         if isinstance(response.body, bytes):
             if method != "HEAD":
                 self._writer.write(self._http.send(h11.Data(data=response.body)) or b"")
-        else:
+        elif method != "HEAD":
             await self._stream(response.body)
         self._writer.write(self._http.send(h11.EndOfMessage()) or b"")
         await asyncio.wait_for(self._writer.drain(), WRITE_S)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Protocol
+from typing import Protocol
 
-from msgspec import Meta, Struct
+from msgspec import Struct
 
-from rfaas.core.billing import Bill, Prices
-from rfaas.core.events import Events
+from rfaas.config import PricesConfig
+from rfaas.core.billing import Bill
+from rfaas.core.book import Totals
 from rfaas.core.meters import Meters
-from rfaas.proto.messages import LeaseId, LeaseReport, Name, NodeReport, StatusReport
+from rfaas.proto.messages import LeaseReport, Name, NodeReport, StatusReport, Usage
 from rfaas.proto.report_messages import BillReport, EventReport, Sample
 
 
@@ -22,8 +23,7 @@ class View(Protocol):
     """
 
     meters: Meters
-    events: Events
-    prices: Prices
+    prices: PricesConfig
 
     def nodes(self, after: str = "", most: int | None = None) -> list[NodeReport]:
         """Nodes in order of name."""
@@ -38,6 +38,18 @@ class View(Protocol):
 
     def lease(self, lease: str) -> LeaseReport:
         """One of them; LeaseEndedError: unknown."""
+
+    def totals(self) -> Totals:
+        """All nodes in a few numbers."""
+
+    def lease_states(self) -> dict[str, int]:
+        """How many leases are live, terminating and waiting."""
+
+    def used(self) -> Usage:
+        """What all leases have used since this process began."""
+
+    def events_after(self, number: int) -> list[EventReport]:
+        """The events after a number, the oldest first; negative: so many of the last."""
 
     def bills(
         self, since: str, until: str, client: str, after: tuple[str, str], most: int
@@ -137,6 +149,3 @@ class Picture(Struct, frozen=True, kw_only=True):
     samples: Sequence[Sample]
     events: Sequence[EventReport]
 
-
-PathLease = LeaseId
-PathNode = Annotated[str, Meta(min_length=1, max_length=255)]
