@@ -24,7 +24,6 @@ than its quota; a bundle is live as a whole or not at all.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from typing import NamedTuple
 
 from rfaas.core.book import CORES_MAX, MEMORY_BYTES_MAX, Book, check_amounts
@@ -80,14 +79,15 @@ class Ledger(Book):
             UsageError: an amount that no node could ever have.
             CapacityError: no room now and it does not wait, or more than its quota ever.
         """
+        self._check(ask)
+        over = self._over_quota(ask)
         if not self._queue:
-            try:
-                return self._grant(ask, now_s)
-            except CapacityError:
-                if not ask.wait_s > 0 or self._never(ask):
-                    raise
-        else:
-            self._check(ask)
+            if not over and (lease := self._try(ask, now_s)) is not None:
+                return lease
+            if not ask.wait_s > 0 or self._never(ask):
+                raise over or self._refusal(ask)
+            self._queue.add(ask, now_s)
+            return None
         # Others wait: who holds less than they do goes first, also if it would not wait.
         self._queue.add(ask, now_s)
         if settled := self._serve_queue(now_s, only=ask.lease):
@@ -95,7 +95,7 @@ class Ledger(Book):
         if ask.wait_s > 0 and not self._never(ask):
             return None
         self._queue.remove(ask.lease)
-        raise self._over_quota(ask) or self._refusal(ask)
+        raise over or self._refusal(ask)
 
     def request(
         self,
@@ -108,8 +108,7 @@ class Ledger(Book):
         now_s: float,
     ) -> Lease:
         """As `ask`, on one node and without waiting."""
-        if ALL in (cores, memory_bytes):
-            check_amounts(cores, memory_bytes)
+        check_amounts(cores, memory_bytes)
         ask = Ask(
             lease=lease_id,
             client=client,
@@ -120,7 +119,9 @@ class Ledger(Book):
             isolation=isolation,
             placement="node",
         )
-        return self._grant(ask, now_s)
+        lease = self.ask(ask, now_s)
+        assert lease is not None, "it does not wait"
+        return lease
 
     def cancel(self, lease: str) -> bool:
         """Whoever waits for that lease does so no more; False where nobody did."""
@@ -210,25 +211,20 @@ class Ledger(Book):
 
     # Granting
 
-    def _grant(self, ask: Ask, now_s: float) -> Lease:
-        self._check(ask)
-        if over := self._over_quota(ask):
-            raise over
+    def _try(self, ask: Ask, now_s: float) -> Lease | None:
+        """Grant what was checked, if there is room."""
         if ask.placement != "spread" or ask.cores == ALL or self._new_id is None:
             node = self._index.best(ask.cores, ask.memory_bytes, ask.isolation)
             if node is not None:
                 cores, memory_bytes = ask.cores or node.cores, ask.memory_bytes or node.memory_bytes
                 return self._place(ask, ask.lease, "", node, cores, memory_bytes, now_s)
-        parts = self._several(ask)
-        if not parts:
-            raise self._refusal(ask)
-        bundle = ask.lease if len(parts) > 1 else ""
         first: Lease | None = None
+        parts = self._several(ask) or []
+        bundle = ask.lease if len(parts) > 1 else ""
         for node, cores, memory_bytes in parts:
             lease_id = self._new_id() if first is not None and self._new_id else ask.lease
             lease = self._place(ask, lease_id, bundle, node, cores, memory_bytes, now_s)
             first = first or lease
-        assert first is not None
         return first
 
     def _several(self, ask: Ask) -> list[Part] | None:
@@ -279,8 +275,7 @@ class Ledger(Book):
                     continue
                 granted = None
                 if not only or ask.lease == only:
-                    with suppress(CapacityError):
-                        granted = self._grant(ask, now_s)
+                    granted = self._try(ask, now_s)
                 if granted is None:
                     if waiting.passed >= PASSED_MAX and self._possible(ask):
                         break
@@ -315,9 +310,13 @@ class Ledger(Book):
         if not (cores_max or leases_max):
             return None
         cores, leases = self._held.get(ask.account, (0, 0))
-        if cores_max and cores + max(ask.cores, 1) > cores_max:
+        wanted = ask.cores
+        if wanted == ALL:
+            idle = self._index.best(ALL, ask.memory_bytes, ask.isolation)
+            wanted = idle.cores if idle is not None else 1
+        if cores_max and cores + wanted > cores_max:
             return CapacityError(
-                f"cannot lease {ask.cores} cores: {ask.account} holds {cores} of the {cores_max} "
+                f"cannot lease {wanted} cores: {ask.account} holds {cores} of the {cores_max} "
                 "that one client may",
                 hint="release a lease, or ask for fewer cores",
             )

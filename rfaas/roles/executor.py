@@ -34,13 +34,13 @@ from rfaas.errors import (
     SystemCallError,
 )
 from rfaas.launch.libraries import Upload
+from rfaas.launch.node import PRIVATE, cores_of, memory_of
 from rfaas.launch.pool import Pool
+from rfaas.launch.zygote import Started
 from rfaas.proto import messages as m
 from rfaas.proto.codec import names_page
-from rfaas.sandbox import LEVELS
 from rfaas.transport import transport
 
-PRIVATE = "private"  # the name of an executor that serves one client
 REQUESTS_PER_LINK_MAX = 16
 TICK_S = 0.1
 
@@ -67,7 +67,7 @@ class Executor:
         self,
         config: ExecutorConfig,
         clock: Clock,
-        zygote: tuple[int, socket.socket],
+        zygote: Started,
         ready: Callable[[str], None],
         lost: Callable[[str], None],
         device: str = "",
@@ -86,7 +86,7 @@ class Executor:
             incarnation=secrets.token_hex(16),
             cores=cores,
             memory_bytes=memory_of(config),
-            isolation=tuple(LEVELS),
+            isolation=(),  # the zygote says it
         )
         welcome = m.Welcome(version=m.PROTOCOL_VERSION, role="executor", name=config.name)
         self._welcome = welcome
@@ -99,6 +99,8 @@ class Executor:
         self, private: socket.socket | None, waiting: Callable[[str], None]
     ) -> asyncio.Task[None] | None:
         """Serve: at the configured address, or `private` alone (the task ends with that link)."""
+        self._node = replace(self._node, isolation=await self._pool.offered())
+        self._authority = OwnAuthority(self._node, self._clock)
         if private is not None:
             return self.listener.adopt(private)
         self.listener = await aio.listen(self._config.address, self._welcome, self._serve)
@@ -336,26 +338,6 @@ class Executor:
         )
 
 
-def cores_of(config: ExecutorConfig) -> tuple[int, list[int]]:
-    """How many cores the node lends, and the processor for each lane, -1 where unpinned."""
-    cpus = sorted(os.sched_getaffinity(0))
-    if config.name == PRIVATE:
-        # Private executors know nothing of each other: each begins elsewhere, or all would pin
-        # their first lane to the same processor.  Pinned still, so that a client can keep off it.
-        start = os.getpid() % len(cpus)
-        cpus = cpus[start:] + cpus[:start]
-    if config.cores == "all":
-        return len(cpus), cpus
-    if config.cores <= len(cpus):
-        return config.cores, cpus[len(cpus) - config.cores :]
-    log.warning(
-        "executor.cores is %d, this process may use %d processors: lanes are not pinned",
-        config.cores,
-        len(cpus),
-    )
-    return config.cores, [-1] * config.cores
-
-
 def unexpected(error: Exception, message: m.Message) -> RfaasError:
     """What a client hears when a request of its failed as we did not foresee."""
     text = f"the executor cannot answer {type(message).__name__}: "
@@ -368,25 +350,12 @@ def unexpected(error: Exception, message: m.Message) -> RfaasError:
     )
 
 
-def private(config: ExecutorConfig) -> ExecutorConfig:
-    """The configuration of an executor that serves one client and grants by itself."""
-    return replace(config, name=PRIVATE, resource_manager="none", address=PRIVATE)
-
-
-def memory_of(config: ExecutorConfig) -> int:
-    """How many bytes of memory the node lends."""
-    if config.memory != "all":
-        return config.memory
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return memory - memory % (1 << 20)  # whole MiB: a figure that can be asked for
-
-
 async def run(
     config: ExecutorConfig,
     clock: Clock,
     ready: Callable[[str], None],
     stop: asyncio.Event,
-    zygote: tuple[int, socket.socket],
+    zygote: Started,
     private: socket.socket | None = None,
     waiting: Callable[[str], None] = lambda _: None,
     device: str = "",
@@ -395,7 +364,7 @@ async def run(
 
     Args:
         ready: called once, with the line that says what to type next.
-        zygote: process id and socket of `launch.zygote.start`, now the executor's.
+        zygote: of `launch.zygote.start`, now the executor's.
         private: the link of the one client to serve.
         waiting: called, before `ready`, when it listens and has yet to join its manager.
         device: the RDMA device that workers listen on; "": the first that can be used.

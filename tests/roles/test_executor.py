@@ -9,7 +9,7 @@ import pytest
 
 from rfaas.config import ExecutorConfig
 from rfaas.control.aio import no_silent_end
-from rfaas.roles.executor import cores_of, private
+from rfaas.launch.node import cores_of, private
 
 
 def test_private_executors_begin_on_different_processors(monkeypatch: pytest.MonkeyPatch) -> None:
