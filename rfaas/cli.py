@@ -100,14 +100,10 @@ def _dispatch_configured(options: argparse.Namespace) -> int:
             from rfaas.diagnose import command as diagnosis
 
             return diagnosis.run_doctor(loaded.config, options)
-        case "nodes" | "leases" | "bills" | "events" | "status":
+        case "nodes" | "leases" | "bills" | "events" | "status" | "top":
             from rfaas.admin import tables
 
             return tables.run(loaded.config, options)
-        case "top":
-            from rfaas.admin import top
-
-            return top.run(loaded.config, options)
     from rfaas.roles import client
 
     return client.run(loaded.config, options)

@@ -109,7 +109,13 @@ async def _serve(
 
         manager = config.resource_manager
         ensure_private_dir(os.path.dirname(path_of(manager.address)))
-        roles.append(loop.create_task(resource_manager.run(manager, clock, ready, stop_manager)))
+        roles.append(
+            loop.create_task(
+                resource_manager.run(
+                    manager, clock, ready, stop_manager, config.http, config.prices
+                )
+            )
+        )
     if nursery is not None:
         from rfaas.launch import node
         from rfaas.roles import executor

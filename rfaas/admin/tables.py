@@ -1,4 +1,4 @@
-"""`rfaas nodes`, `leases`, `bills`, `events` and `status`: tables, JSON, or either again and again."""
+"""`rfaas nodes`, `leases`, `bills`, `events`, `status`: tables or JSON, once or again and again."""
 
 from __future__ import annotations
 
@@ -40,6 +40,10 @@ class Table(NamedTuple):
 
 def run(config: Config, options: argparse.Namespace) -> int:
     """Run one of these commands; returns the exit status."""
+    if options.command == "top":
+        from rfaas.admin import top
+
+        return top.run(config, options)
     watch_s = options.watch
     if watch_s is not None and not watch_s >= WATCH_MIN_S:
         raise UsageError(f"--watch is at least {WATCH_MIN_S:g} s, not {watch_s:g}")
@@ -128,12 +132,19 @@ def together(bills: Sequence[BillReport]) -> BillReport:
         found = {getattr(bill, field) for bill in bills}
         return found.pop() if len(found) == 1 else ""
 
-    texts = {field: same(field) for field in ("day", "client", "lease", "node", "currency")}
-    sums = {
-        field: sum(getattr(bill, field) for bill in bills)
-        for field in ("allocated_s", "polling_s", "executing_s", "calls", "failed", "cost")
-    }
-    return BillReport(**texts, **sums)
+    return BillReport(
+        day=same("day"),
+        client=same("client"),
+        lease=same("lease"),
+        node=same("node"),
+        allocated_s=sum(bill.allocated_s for bill in bills),
+        polling_s=sum(bill.polling_s for bill in bills),
+        executing_s=sum(bill.executing_s for bill in bills),
+        calls=sum(bill.calls for bill in bills),
+        failed=sum(bill.failed for bill in bills),
+        cost=sum(bill.cost for bill in bills),
+        currency=same("currency"),
+    )
 
 
 # Rows ---------------------------------------------------------------------------

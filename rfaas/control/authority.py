@@ -43,6 +43,7 @@ from rfaas.proto.messages import (
 )
 
 USAGE_PER_BEAT_MAX = 256  # as messages.Beat
+USAGE_S = 0.4  # the longest that usage waits to be told, so that bills are a second old at most
 LEASE_DURATION_MAX_S = 86400.0
 UNSENT_MAX = 4096  # ends of leases; past that the manager learns of them by expiry
 
@@ -127,6 +128,7 @@ class ManagerAuthority:
 
     Args:
         usage: what each lease here has used so far.
+        crashes: how many workers died of themselves so far, by cause.
         revoke: called with (lease, cause) for a lease that must end.
         joined: called the first time that the manager has taken this node in.
         lost: called with why if the link cannot be kept up any more, by a fault of ours.
@@ -138,6 +140,7 @@ class ManagerAuthority:
         node: JoinNode,
         clock: Clock,
         usage: Callable[[], dict[str, Usage]],
+        crashes: Callable[[], dict[str, int]],
         revoke: Callable[[str, str], None],
         joined: Callable[[], None],
         lost: Callable[[str], None],
@@ -146,6 +149,7 @@ class ManagerAuthority:
         self._node = node
         self._clock = clock
         self._usage = usage
+        self._crashes = crashes
         self._revoke = revoke
         self._joined = joined
         self._lost = lost
@@ -237,13 +241,18 @@ class ManagerAuthority:
             beats.cancel()
 
     async def _beat(self, link: AsyncLink, heartbeat_s: float) -> None:
+        beat_s = silent_s = min(heartbeat_s, USAGE_S)
         while True:
-            await asyncio.sleep(heartbeat_s)
+            await asyncio.sleep(beat_s)
             usage = list(self._usage().items())
+            if not usage and silent_s + beat_s / 2 < heartbeat_s:  # nothing to bill, nothing due
+                silent_s += beat_s
+                continue
+            silent_s = beat_s
             try:
                 for start in range(0, len(usage) or 1, USAGE_PER_BEAT_MAX):
                     part = dict(usage[start : start + USAGE_PER_BEAT_MAX])
-                    link.send(Beat(id=1, node=self._node.node, usage=part))
+                    link.send(Beat(id=1, node=self._node.node, usage=part, crashes=self._crashes()))
             except PeerLostError:
                 return
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter, deque
+from collections.abc import Iterator
+from typing import NamedTuple
 
 from rfaas.core.billing import Billing
 from rfaas.core.book import Totals
@@ -19,6 +21,8 @@ from rfaas.proto.report_messages import SAMPLES_MAX, Sample
 GRANT_BUCKETS_S = (
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0,
 )  # fmt: skip
+# Rates are those of so many samples: nodes tell their usage every 0.4 s, which makes one jump.
+WINDOW = 3
 LATENCIES_MAX = 4096  # of one second, for its quantiles; of more grants, the first so many
 
 
@@ -39,13 +43,21 @@ class Histogram:
         return sum(self.counts)
 
 
+class Look(NamedTuple):
+    """What had been used at a time."""
+
+    at_s: float
+    total: Usage
+    nodes: dict[str, Usage]
+
+
 class Meters:
     """Fed by the resource manager; read by its page, its metrics and `rfaas top`.
 
     Attributes:
         grants: latencies of all grants.
         samples: of the last seconds, the oldest first.
-        hot: by node, how many of its cores polled or executed in the last second.
+        hot: by node, how many of its cores poll or execute.
         ended: leases, by cause.
         crashes: by node, how many workers died, by cause, since their executor started.
     """
@@ -58,9 +70,7 @@ class Meters:
         self.crashes: dict[str, dict[str, int]] = {}
         self._latencies: list[float] = []
         self._granted = 0
-        self._at_s = 0.0  # monotonic, of the last sample; 0: there is none
-        self._total = UNUSED
-        self._nodes: dict[str, Usage] = {}
+        self._before: deque[Look] = deque(maxlen=WINDOW)
 
     def granted(self, latency_s: float) -> None:
         """A lease was granted so long after it was asked for."""
@@ -71,41 +81,41 @@ class Meters:
 
     def sample(self, billing: Billing, totals: Totals, now_s: float, wall_s: float) -> None:
         """Take a sample, by the second; the first call only begins to count."""
-        past_s = now_s - self._at_s
-        if self._at_s and past_s > 0:
-            self.hot = self._hot(billing, past_s * 1e9)
-            before, total = self._total, billing.total
-            calls = total.calls - before.calls
-            executing_ns = total.executing_ns - before.executing_ns
-            ranked = sorted(self._latencies)
-            self.samples.append(
-                Sample(
-                    at_s=wall_s,
-                    calls_per_s=calls / past_s,
-                    failed_per_s=(total.failed - before.failed) / past_s,
-                    call_us=executing_ns / calls / 1e3 if calls else 0.0,
-                    grants=self._granted,
-                    grant_p50_ms=_quantile(ranked, 0.50) * 1e3,
-                    grant_p99_ms=_quantile(ranked, 0.99) * 1e3,
-                    cores=totals.cores,
-                    cores_leased=totals.cores - totals.cores_free,
-                    cores_hot=sum(self.hot.values()),
-                )
-            )
-        self._at_s, self._total, self._nodes = now_s, billing.total, dict(billing.nodes)
+        look = Look(now_s, billing.total, dict(billing.nodes))
+        if self._before and now_s > self._before[0].at_s:
+            self.samples.append(self._sample(look, self._before[0], totals, wall_s))
+        self._before.append(look)
         self._latencies.clear()
         self._granted = 0
 
-    def _hot(self, billing: Billing, past_ns: float) -> dict[str, float]:
-        hot = {}
-        for node, usage in billing.nodes.items():
-            before = self._nodes.get(node, UNUSED)
-            if usage is not before:
-                busy = usage.polling_ns + usage.executing_ns
-                found = (busy - before.polling_ns - before.executing_ns) / past_ns
-                if found > 0:
-                    hot[node] = found
-        return hot
+    def _sample(self, look: Look, before: Look, totals: Totals, wall_s: float) -> Sample:
+        past_s = look.at_s - before.at_s
+        self.hot = dict(_hot(look, before, past_s * 1e9))
+        calls = look.total.calls - before.total.calls
+        executing_ns = look.total.executing_ns - before.total.executing_ns
+        ranked = sorted(self._latencies)
+        return Sample(
+            at_s=wall_s,
+            calls_per_s=calls / past_s,
+            failed_per_s=(look.total.failed - before.total.failed) / past_s,
+            call_us=executing_ns / calls / 1e3 if calls else 0.0,
+            grants=self._granted,
+            grant_p50_ms=_quantile(ranked, 0.50) * 1e3,
+            grant_p99_ms=_quantile(ranked, 0.99) * 1e3,
+            cores=totals.cores,
+            cores_leased=totals.cores - totals.cores_free,
+            cores_hot=sum(self.hot.values()),
+        )
+
+
+def _hot(look: Look, before: Look, past_ns: float) -> Iterator[tuple[str, float]]:
+    for node, usage in look.nodes.items():
+        known = before.nodes.get(node, UNUSED)
+        if usage is not known:
+            busy = usage.polling_ns + usage.executing_ns
+            found = (busy - known.polling_ns - known.executing_ns) / past_ns
+            if found > 0:
+                yield node, found
 
 
 def _quantile(ranked: list[float], share: float) -> float:

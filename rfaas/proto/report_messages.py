@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, field
 
 from rfaas.proto.messages import Count, Message, Name
 
@@ -83,7 +83,7 @@ class EventsPage(Message, frozen=True):
 
 
 class Sample(Struct, frozen=True, kw_only=True):
-    """One second of the whole cluster.
+    """The whole cluster, by the second; rates are means of three.
 
     `call_us` is the mean time that a call executed; the grant's are of the grants of that
     second, and 0 where there was none.
@@ -111,4 +111,4 @@ class Activity(Message, frozen=True):
     """At most SAMPLES_MAX samples, and how many cores of each node are hot, where any is."""
 
     samples: Annotated[tuple[Sample, ...], Meta(max_length=SAMPLES_MAX)]
-    hot: dict[Name, Amount] = {}
+    hot: dict[Name, Amount] = field(default_factory=dict)

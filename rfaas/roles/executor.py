@@ -117,6 +117,7 @@ class Executor:
                 self._node,
                 self._clock,
                 self._pool.usage,
+                lambda: dict(self._pool.crashes),
                 self._pool.end_lease,
                 lambda: self._ready(
                     f"{where}, lends {self._node.cores} cores; "

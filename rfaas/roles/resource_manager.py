@@ -37,14 +37,16 @@ import msgspec
 
 import rfaas
 from rfaas.clock import Clock
-from rfaas.config import ResourceManagerConfig
+from rfaas.config import HttpConfig, PricesConfig, ResourceManagerConfig
 from rfaas.control.aio import AsyncLink, listen
 from rfaas.control.authority import granted
 from rfaas.core import tokens
+from rfaas.core.events import Events
 from rfaas.core.lease import Ended, Lease
 from rfaas.core.ledger import Ledger
 from rfaas.errors import (
     InternalError,
+    NotPermittedError,
     PeerLostError,
     ProtocolError,
     RfaasError,
@@ -52,15 +54,15 @@ from rfaas.errors import (
     UnavailableError,
 )
 from rfaas.proto import messages
-from rfaas.proto.messages import FRAME_BYTES_MAX, PROTOCOL_VERSION, Message
+from rfaas.proto.messages import PROTOCOL_VERSION, Message
+from rfaas.roles.resource_manager_view import PAGE_MAX, ManagerView, fitting
+from rfaas.roles.resource_manager_web import web_of
 from rfaas.store import NodeRecord, Store
 from rfaas.store.keeper import Keeper
 from rfaas.store.sqlite import SqliteStore
 
 ROLE = "resource-manager"
-TICK_S = 1.0  # the longest that an expiry or a usage waits to be noticed and saved
-PAGE_MAX = 256  # reports in one page, if the frame has room for them
-PAGE_BYTES_MAX = FRAME_BYTES_MAX - 1024  # leaves room for the frame's other fields
+TICK_S = 0.5  # the longest that an expiry or a usage waits to be noticed and saved
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +86,7 @@ class ResourceManager:
         clock: Clock,
         store: Store,
         random_bytes: Callable[[int], bytes] = secrets.token_bytes,
+        prices: PricesConfig | None = None,
     ) -> None:
         self._config = config
         self._clock = clock
@@ -94,6 +97,10 @@ class ResourceManager:
         self.tick_s = min(TICK_S, config.heartbeat_s, self._ledger.away_s / 2)
         self._keeper = Keeper(self._ledger, store, clock)
         self._keeper.restore()
+        self._events = Events()
+        self.view = ManagerView(
+            self, self._ledger, self._keeper, store, clock, self._events, prices or PricesConfig()
+        )
         self._executors: dict[str, Peer] = {}  # by node
         self._owners: dict[str, Peer] = {}  # by lease
         self._started_s = clock.monotonic_s()
@@ -113,6 +120,7 @@ class ResourceManager:
         """What need not happen at once: usage to the store, old leases out of it."""
         self.tick()
         self._keeper.housekeep()
+        self.view.sample()
 
     def stop(self) -> None:
         """From here on a link that ends takes nothing with it."""
@@ -160,7 +168,9 @@ class ResourceManager:
             case messages.ListLeases():
                 return self._list_leases(message)
             case messages.GetStatus():
-                return self._status()
+                return self.status()
+            case _ if (report := self.view.answer(message)) is not None:
+                return report
             case _ if peer.role == "executor":
                 return self._answer_executor(peer, message)
         raise _not_answered(peer, message)
@@ -195,6 +205,7 @@ class ResourceManager:
             raise
         self._own(peer, grant.lease)
         self._granted += 1
+        self.view.meters.granted(self._clock.monotonic_s() - now_s)
         log.info(
             "lease %s granted %d cores on %s to %s",
             grant.lease[:8],
@@ -220,6 +231,11 @@ class ResourceManager:
     def _join(self, peer: Peer, asked: messages.JoinNode) -> messages.NodeJoined:
         if peer.node not in ("", asked.node):
             raise ProtocolError(f"node {asked.node} joins on the link of node {peer.node}")
+        if self._keeper.is_barred(asked.node):
+            raise NotPermittedError(
+                f"node {asked.node} was removed",
+                hint="POST /v1/nodes of the HTTP API adds it again",
+            )
         revoked = self._ledger.join(
             node=asked.node,
             address=asked.address,
@@ -266,6 +282,7 @@ class ResourceManager:
         self._check_speaks_for(peer, beat.node)
         self._ledger.beat(beat.node, beat.usage, self._clock.monotonic_s())
         self._keeper.mark_leases(*beat.usage)
+        self.view.meters.crashes[beat.node] = beat.crashes
         return messages.BeatTaken()
 
     def _note_end(self, peer: Peer, ended: messages.LeaseEnded) -> None:
@@ -284,16 +301,16 @@ class ResourceManager:
     def _list_nodes(self, asked: messages.ListNodes) -> messages.Nodes:
         now_s = self._clock.monotonic_s()
         found = self._ledger.nodes(now_s, after=asked.after, most=PAGE_MAX + 1)
-        page = found[: _fitting(found)]
+        page = found[: fitting(found)]
         return messages.Nodes(nodes=tuple(page), more=len(page) < len(found))
 
     def _list_leases(self, asked: messages.ListLeases) -> messages.Leases:
         now_s = self._clock.monotonic_s()
         found = self._ledger.leases(now_s, asked.all, after=asked.after, most=PAGE_MAX + 1)
-        page = found[: _fitting(found)]
+        page = found[: fitting(found)]
         return messages.Leases(leases=tuple(page), more=len(page) < len(found))
 
-    def _status(self) -> messages.StatusReport:
+    def status(self) -> messages.StatusReport:
         now_s = self._clock.monotonic_s()
         nodes = self._ledger.nodes(now_s)
         up = [node for node in nodes if node.state == "up"]
@@ -315,6 +332,34 @@ class ResourceManager:
                 "store state": "fails" if self._keeper.fails else "saves",
             },
         )
+
+    # What people may do
+
+    def add_node(self, node: str) -> None:
+        """Let a node join that was removed."""
+        self._keeper.bar(node, False)
+        log.info("node %s may join", node)
+
+    def drain_node(self, node: str, draining: bool) -> None:
+        """No new leases on a node, or again."""
+        self._ledger.drain(node, draining)
+        known = self._keeper.node(node)
+        if known is not None:
+            self._keeper.mark_node(msgspec.structs.replace(known, draining=draining))
+        self._keeper.save()
+        log.info("node %s %s", node, "drains" if draining else "takes leases again")
+
+    def remove_node(self, node: str) -> None:
+        """End a node's leases, forget it, and let it join no more until it is added."""
+        self._keeper.bar(node, True)
+        self._tell(self._ledger.remove(node, self._clock.monotonic_s()))
+        self._keeper.mark_forgotten()
+        self._keeper.save_soon()
+        log.info("node %s removed", node)
+
+    def revoke_lease(self, lease: str) -> None:
+        """End a lease that somebody wants gone."""
+        self._end([lease], "revoked")
 
     # Ends
 
@@ -376,8 +421,14 @@ async def run(
     clock: Clock,
     ready: Callable[[str], None],
     stop: asyncio.Event,
+    http: HttpConfig | None = None,
+    prices: PricesConfig | None = None,
 ) -> None:
     """Serve until `stop` is set; `ready` gets the one line that says so.
+
+    Args:
+        http: where to show the web, None: nowhere.
+        prices: what bills cost.
 
     Raises:
         ConfigError, SystemCallError: the store cannot be used.
@@ -385,16 +436,23 @@ async def run(
     """
     store = SqliteStore(config.store, config.synchronous)
     try:
-        manager = ResourceManager(config, clock, store)
+        manager = ResourceManager(config, clock, store, prices=prices)
+        web = web_of(http, manager.view)
         welcome = messages.Welcome(version=PROTOCOL_VERSION, role=ROLE, name=platform.node())
         listener = await listen(config.address, welcome, manager.serve)
         try:
-            ready(f"resource manager ready on {config.address}; next: rfaas serve --role executor")
+            shown = web.start() if web is not None else ""
+            ready(
+                f"resource manager ready on {config.address}{shown}; "
+                "next: rfaas serve --role executor"
+            )
             while not stop.is_set():
                 with suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(stop.wait(), manager.tick_s)
                 manager.housekeep()
         finally:
+            if web is not None:
+                await web.close()
             manager.stop()
             await listener.close()
     finally:
@@ -405,13 +463,3 @@ def _not_answered(peer: Peer, message: Message) -> ProtocolError:
     return ProtocolError(
         f"a resource manager does not answer {type(message).__name__}, sent by role {peer.role}"
     )
-
-
-def _fitting(reports: Sequence[msgspec.Struct]) -> int:
-    """How many of the reports fit into one page."""
-    room = PAGE_BYTES_MAX
-    for count, report in enumerate(reports[:PAGE_MAX]):
-        room -= len(msgspec.msgpack.encode(report))
-        if room < 0:
-            return count
-    return min(len(reports), PAGE_MAX)

@@ -103,7 +103,9 @@ class ManagerView:
                 return self._list_events(message)
             case GetActivity():
                 young = [one for one in self.meters.samples if one.at_s > message.after_s]
-                return Activity(samples=tuple(young), hot=dict(islice(self.meters.hot.items(), 1000)))
+                return Activity(
+                    samples=tuple(young), hot=dict(islice(self.meters.hot.items(), 1000))
+                )
         return None
 
     def _list_bills(self, asked: ListBills) -> Bills:
@@ -142,7 +144,9 @@ class ManagerView:
     def lease(self, lease: str) -> LeaseReport:
         found = self._ledger.find(lease)
         if found is None:
-            raise LeaseEndedError(f"lease {lease} is unknown", hint="`rfaas leases --all` lists them")
+            raise LeaseEndedError(
+                f"lease {lease} is unknown", hint="`rfaas leases --all` lists them"
+            )
         return found.report(self._clock.monotonic_s())
 
     def bills(

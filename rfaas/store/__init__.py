@@ -54,11 +54,15 @@ class LeaseRecord(Struct, frozen=True, kw_only=True):
 
 
 class Stored(Struct, frozen=True):
-    """All that a store holds: nodes by name, leases by fence, the greatest fence ever saved."""
+    """All that a store holds: nodes by name, leases by fence, the greatest fence ever saved.
+
+    `barred` are the names of nodes that were removed and may not join.
+    """
 
     nodes: tuple[NodeRecord, ...]
     leases: tuple[LeaseRecord, ...]
     fence: int
+    barred: tuple[str, ...] = ()
 
 
 class Store(Protocol):
@@ -84,6 +88,13 @@ class Store(Protocol):
 
     def prune(self, ended_max: int) -> None:
         """Forget ended leases but the `ended_max` that ended last."""
+
+    def bar(self, node: str, barred: bool) -> None:
+        """Note that a node may not join, or may again; kept once this returns.
+
+        Raises:
+            SystemCallError: as `save`.
+        """
 
     def bills(
         self,

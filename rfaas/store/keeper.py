@@ -16,8 +16,10 @@ from rfaas.core.billing import Billing
 from rfaas.core.book import ENDED_MAX
 from rfaas.core.lease import LIVE, Lease
 from rfaas.core.ledger import Ledger
-from rfaas.errors import SystemCallError
+from rfaas.errors import CapacityError, SystemCallError
 from rfaas.store import LeaseRecord, NodeRecord, Store
+
+BARRED_MAX = 16384  # nodes that were removed; one more cannot be
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +32,7 @@ class Keeper:
         self._store = store
         self._clock = clock
         self._nodes: dict[str, NodeRecord] = {}
+        self._barred: set[str] = set()
         self._unsaved_nodes: set[str] = set()
         self._unsaved_leases: set[str] = set()
         self.billing = Billing()
@@ -39,6 +42,7 @@ class Keeper:
     def restore(self) -> None:
         """Fill the empty ledger; live leases have what the wall clock says they have left."""
         stored = self._store.load()
+        self._barred = set(stored.barred)
         now_s = self._clock.monotonic_s()
         since_1970_s = self._clock.wall_s() - now_s
         for node in stored.nodes:
@@ -70,6 +74,26 @@ class Keeper:
         self._unsaved_nodes.add(node.node)
         if len(self._nodes) > len(self._ledger.names):
             self._unsaved_nodes |= self._nodes.keys() - self._ledger.names
+
+    def mark_forgotten(self) -> None:
+        """The ledger has forgotten nodes."""
+        self._unsaved_nodes |= self._nodes.keys() - self._ledger.names
+
+    def bar(self, node: str, barred: bool) -> None:
+        """Note at once, in the store first, whether a node may join.
+
+        Raises:
+            CapacityError: BARRED_MAX are noted already.
+            SystemCallError: the store took nothing.
+        """
+        if barred and len(self._barred) >= BARRED_MAX:
+            raise CapacityError(f"node {node} cannot be removed: {BARRED_MAX} nodes are the most")
+        self._store.bar(node, barred)
+        (self._barred.add if barred else self._barred.discard)(node)
+
+    def is_barred(self, node: str) -> bool:
+        """Whether a node was removed and not added since."""
+        return node in self._barred
 
     def mark_leases(self, *leases: str) -> None:
         self._unsaved_leases.update(leases)

@@ -56,7 +56,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE leases ADD COLUMN ending TEXT NOT NULL DEFAULT ''",
         "ALTER TABLE nodes ADD COLUMN draining INTEGER NOT NULL DEFAULT 0",
     ),
-    (  # 3: bills, which outlive their leases
+    (  # 3: bills, which outlive their leases; nodes that may not join
         """
         CREATE TABLE bills (
             day TEXT NOT NULL, -- 2026-11-23, UTC
@@ -71,6 +71,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             PRIMARY KEY (day, lease)
         ) WITHOUT ROWID
         """,
+        "CREATE TABLE barred (node TEXT PRIMARY KEY) WITHOUT ROWID",
         "CREATE INDEX bills_client ON bills (client, day, lease)",
         """
         INSERT INTO bills

@@ -86,7 +86,9 @@ class SqliteStore:
             ((fence,),) = self._connection.execute(
                 "SELECT value FROM counters WHERE name = 'fence'"
             )
-        return Stored(tuple(map(_node, nodes)), tuple(map(_lease, leases)), fence)
+            barred = self._connection.execute("SELECT node FROM barred ORDER BY node").fetchall()
+        names = tuple(node for (node,) in barred)
+        return Stored(tuple(map(_node, nodes)), tuple(map(_lease, leases)), fence, names)
 
     def save(
         self,
@@ -118,6 +120,11 @@ class SqliteStore:
                 """,
                 (ended_max,),
             )
+
+    def bar(self, node: str, barred: bool) -> None:
+        verb = "REPLACE INTO barred VALUES (?)" if barred else "DELETE FROM barred WHERE node = ?"
+        with self._explained("write"), self._transaction():
+            self._connection.execute(verb, (node,))
 
     def bills(
         self,

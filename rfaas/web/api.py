@@ -65,7 +65,7 @@ PAGE_HEADERS = {
 log = logging.getLogger("rfaas.http")
 
 
-class Denied(Exception):
+class DeniedError(Exception):
     """A request that its key does not allow."""
 
     def __init__(self, status: int, text: str, hint: str = "") -> None:
@@ -200,8 +200,9 @@ class Api:
         return microdot.Response(text, headers={"Content-Type": metrics.CONTENT_TYPE})
 
     def live(self) -> microdot.Response:
+        pieces: Any = self._live.stream()  # its types know only bytes
         return microdot.Response(
-            self._live.stream(), headers={"Content-Type": "text/event-stream; charset=utf-8"}
+            pieces, headers={"Content-Type": "text/event-stream; charset=utf-8"}
         )
 
     def openapi(self) -> microdot.Response:
@@ -231,7 +232,7 @@ class Api:
                 found = answer(**_arguments(route, path, request.args, request.body))
                 if asyncio.iscoroutine(found):
                     found = await found
-            except Denied as denied:
+            except DeniedError as denied:
                 headers = {"WWW-Authenticate": 'Bearer realm="rfaas"'}
                 return _json(denied.fault, denied.status, headers if denied.status == 401 else {})
             except RfaasError as error:
@@ -257,9 +258,9 @@ class Api:
             text = f"this needs the role {role}, this key has {holder.role}"
             raise self._denied("role", 403, text)
 
-    def _denied(self, why: str, status: int, text: str, hint: str = "") -> Denied:
+    def _denied(self, why: str, status: int, text: str, hint: str = "") -> DeniedError:
         self._traffic.denied[why] += 1
-        return Denied(status, text, hint)
+        return DeniedError(status, text, hint)
 
     async def _not_found(self, request: Any) -> microdot.Response:
         hint = "GET /openapi.json lists what there is"
@@ -324,4 +325,3 @@ def _json(
 def _file(name: str) -> microdot.Response:
     kind, data = page.read(name)
     return microdot.Response(data, headers={"Content-Type": kind, **PAGE_HEADERS})
-

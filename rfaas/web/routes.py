@@ -152,9 +152,7 @@ ROUTES = (
     ),
     Route("GET", "/metrics", "metrics", "read", "For Prometheus.", "text/plain"),
     Route("GET", "/healthz", "healthz", "", "Whether this process lives.", view.Health),
-    Route(
-        "GET", "/readyz", "readyz", "", "Whether leases can be granted; 503: no.", view.Health
-    ),
+    Route("GET", "/readyz", "readyz", "", "Whether leases can be granted; 503: no.", view.Health),
     Route("GET", "/openapi.json", "openapi", "", "This document.", "application/json"),
     Route("GET", "/", "page", "", "The dashboard; it asks for a key.", "text/html"),
     Route("GET", "/dashboard.css", "style", "", "Its style.", "text/css"),

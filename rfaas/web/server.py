@@ -25,6 +25,8 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
+from http import HTTPStatus
+from typing import TypeVar
 
 import h11
 from msgspec import Struct
@@ -49,6 +51,8 @@ READ_BYTES = 16 * 1024
 
 log = logging.getLogger("rfaas.http")
 
+Value = TypeVar("Value")
+
 
 class Request(Struct, frozen=True):
     """A request that was read whole; `target` is path and query as they were sent."""
@@ -71,7 +75,7 @@ class Response(Struct, frozen=True):
 Handle = Callable[[Request], Awaitable[Response]]
 
 
-class Refusal(Exception):
+class RefusalError(Exception):
     """A request that is answered without being looked at; the connection is closed then."""
 
     def __init__(self, status: int, text: str) -> None:
@@ -233,6 +237,7 @@ class Server:
             await Connection(self, reader, writer, peer).run()
         except (OSError, asyncio.TimeoutError, h11.RemoteProtocolError, h11.LocalProtocolError):
             pass  # it went, or did not take what it asked for
+        else:
             with suppress(OSError, asyncio.TimeoutError):
                 writer.close()
                 await asyncio.wait_for(writer.wait_closed(), WRITE_S)
@@ -248,7 +253,7 @@ class Server:
         self._traffic.requests[response.status] += 1
         return response
 
-    def refuse(self, refusal: Refusal) -> Response:
+    def refuse(self, refusal: RefusalError) -> Response:
         """The answer to what is no request."""
         self._traffic.requests[refusal.status] += 1
         return self._refused(refusal.status, refusal.text)
@@ -286,7 +291,7 @@ class Connection:
         while True:
             try:
                 request = await self._read(patience_s)
-            except Refusal as refusal:
+            except RefusalError as refusal:
                 await self._send(self._server.refuse(refusal), "GET")
                 await self._linger()
                 return
@@ -314,7 +319,9 @@ class Connection:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in head.headers}
         announced = headers.get("content-length", "0")
         if len(announced) > 18 or int(announced) > BODY_BYTES_MAX:  # h11 let digits through alone
-            raise Refusal(413, f"a body has at most {BODY_BYTES_MAX} bytes, not {announced:.20}")
+            raise RefusalError(
+                413, f"a body has at most {BODY_BYTES_MAX} bytes, not {announced:.20}"
+            )
         if self._http.they_are_waiting_for_100_continue:
             answer = h11.InformationalResponse(status_code=100, headers=[])
             self._writer.write(self._http.send(answer) or b"")
@@ -334,7 +341,7 @@ class Connection:
         while isinstance(event := await self._event(), h11.Data):
             body += event.data
             if len(body) > BODY_BYTES_MAX:
-                raise Refusal(413, f"a body has at most {BODY_BYTES_MAX} bytes")
+                raise RefusalError(413, f"a body has at most {BODY_BYTES_MAX} bytes")
         if not isinstance(event, h11.EndOfMessage):
             raise ConnectionResetError
         return bytes(body)
@@ -344,16 +351,16 @@ class Connection:
             try:
                 event = self._http.next_event()
             except h11.RemoteProtocolError as error:
-                raise Refusal(error.error_status_hint, f"this is not HTTP: {error}") from None
+                raise RefusalError(error.error_status_hint, f"this is not HTTP: {error}") from None
             if event is not h11.NEED_DATA:
                 return event
             self._http.receive_data(await self._reader.read(READ_BYTES))
 
-    async def _within(self, reading: Awaitable[object], seconds: float, what: str) -> object:
+    async def _within(self, reading: Awaitable[Value], seconds: float, what: str) -> Value:
         try:
             return await asyncio.wait_for(reading, seconds)
         except asyncio.TimeoutError:
-            raise Refusal(408, f"{what} took longer than {seconds:g} s") from None
+            raise RefusalError(408, f"{what} took longer than {seconds:g} s") from None
 
     async def _send(self, response: Response, method: str) -> None:
         headers = [*response.headers.items()]
@@ -363,7 +370,8 @@ class Connection:
             headers.append(("Connection", "close"))
         if self._http.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             return
-        head = h11.Response(status_code=response.status, headers=headers)
+        reason = HTTPStatus(response.status).phrase
+        head = h11.Response(status_code=response.status, headers=headers, reason=reason)
         self._writer.write(self._http.send(head) or b"")
         if isinstance(response.body, bytes):
             if method != "HEAD":

@@ -11,7 +11,6 @@ import asyncio
 import logging
 import os
 import ssl
-from collections.abc import Callable
 from ipaddress import ip_address
 
 from rfaas.config import HttpConfig
@@ -31,8 +30,8 @@ log = logging.getLogger("rfaas.http")
 class Web:
     """It listens from `start` on; see the module's docstring."""
 
-    def __init__(self, config: HttpConfig, view: View, environ_keys: bool) -> None:
-        """Read what is configured; `environ_keys`: make the file of keys where there is none.
+    def __init__(self, config: HttpConfig, view: View, *, make_keys: bool) -> None:
+        """Read what is configured; `make_keys`: make the file of keys where there is none.
 
         Raises:
             ConfigError: it cannot be used.
@@ -44,7 +43,7 @@ class Web:
                 f"http.address is {config.address}, which others can reach, and there is no TLS",
                 hint="set http.certificate and http.certificate_key, or listen at 127.0.0.1",
             )
-        if environ_keys:
+        if make_keys:
             access.create(config.keys)
         self._keys = access.Keys(config.keys)
         self._live = Live(view)
@@ -55,13 +54,15 @@ class Web:
         self._task: asyncio.Task[None] | None = None
         self.url = ""  # once it listens
 
-    def start(self, listening: Callable[[str], None]) -> None:
-        """Listen, now or as soon as the port is free; `listening` hears where."""
+    def start(self) -> str:
+        """Listen, now or as soon as the port is free; returns what to tell people of it."""
         try:
-            self._listen(listening)
+            self._listen()
         except RfaasError as error:
             log.warning("%s; leases go on without it", error)
-            self._task = asyncio.get_running_loop().create_task(self._again(listening))
+            self._task = asyncio.get_running_loop().create_task(self._again())
+            return ""
+        return f", page at {self.url} with a key of {self._keys.path}"
 
     async def close(self) -> None:
         """End all connections.  Can be called twice."""
@@ -71,18 +72,17 @@ class Web:
         await self._live.close()
         await self._server.close()
 
-    def _listen(self, listening: Callable[[str], None]) -> None:
+    def _listen(self) -> None:
         host, port = self._server.listen(self._host, self._port)
         shown = f"[{host}]" if ":" in host else host
         self.url = f"{self._scheme}://{shown}:{port}/"
         log.info("http at %s, keys in %s", self.url, self._keys.path)
-        listening(self.url)
 
-    async def _again(self, listening: Callable[[str], None]) -> None:
+    async def _again(self) -> None:
         while True:
             await asyncio.sleep(RETRY_S)
             try:
-                self._listen(listening)
+                self._listen()
             except RfaasError:  # it was said already
                 continue
             return

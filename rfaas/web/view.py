@@ -148,4 +148,3 @@ class Picture(Struct, frozen=True, kw_only=True):
     leases_more: int
     samples: Sequence[Sample]
     events: Sequence[EventReport]
-

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from rfaas.core.tokens import verify
+from rfaas.core.billing import Bill
 from rfaas.errors import (
     AddressInUseError,
     CapacityError,
@@ -84,8 +85,9 @@ def test_a_grant_is_saved_before_it_is_acknowledged(
         nodes: list[NodeRecord],
         leases: list[LeaseRecord],
         forgotten: list[str],
+        bills: list[Bill],
     ) -> None:
-        save(self, nodes, leases, forgotten)
+        save(self, nodes, leases, forgotten, bills)
         saved.update((lease.lease, lease) for lease in leases)
 
     monkeypatch.setattr(SqliteStore, "save", spy)
