@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from rfaas.core.tokens import verify
 from rfaas.core.billing import Bill
+from rfaas.core.tokens import verify
 from rfaas.errors import (
     AddressInUseError,
     CapacityError,
