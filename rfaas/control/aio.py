@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import secrets
 import socket
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -35,6 +36,7 @@ from rfaas.proto.messages import (
     Welcome,
     version_fault,
 )
+from rfaas.proto.proof import NONCE_BYTES
 
 OUTGOING_BYTES_MAX = 4 * 1024 * 1024
 HELLO_TIMEOUT_S = 5.0
@@ -64,6 +66,7 @@ class AsyncLink:
         self._drained.set()
         self._closed = False
         self._next_id = 0
+        self.nonce = b""  # what proofs on this link are made over, `proto.proof`
         sock.setblocking(False)
 
     async def receive(self) -> Message | None:
@@ -225,7 +228,10 @@ async def connect(address: str, hello: Hello) -> AsyncLink:
     link = AsyncLink(sockets.connect(address), f"the peer at {address}")
     try:
         ours = f"{hello.role} {hello.name}"
-        link.peer = welcomed(await link.request(hello), link.peer, ours)
+        welcome = await link.request(hello)
+        link.peer = welcomed(welcome, link.peer, ours)
+        if isinstance(welcome, Welcome):
+            link.nonce = welcome.nonce
     except BaseException:
         await link.close()
         raise
@@ -316,7 +322,8 @@ class Listener:
             await refuse(link, hello.id, ProtocolError(text, hint=hint))
             return None
         link.peer = f"{hello.role} {hello.name}"
-        link.send(msgspec.structs.replace(self._welcome, id=hello.id))
+        link.nonce = secrets.token_bytes(NONCE_BYTES)
+        link.send(msgspec.structs.replace(self._welcome, id=hello.id, nonce=link.nonce))
         return hello
 
 

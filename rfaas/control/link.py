@@ -48,6 +48,7 @@ class Link:
         self._lock = threading.RLock()
         self._sending = threading.Lock()  # taken after _lock, or alone
         self._ids = count(1)
+        self.nonce = b""  # what proofs on this link are made over, `proto.proof`
         self._lost = False
 
     def fileno(self) -> int:
@@ -208,7 +209,10 @@ def greet(sock: socket.socket, peer: str, hello: Hello) -> Link:
     link = Link(sock, peer)
     try:
         ours = f"{hello.role} {hello.name}"
-        link.peer = welcomed(link.request(hello), peer, ours)
+        welcome = link.request(hello)
+        link.peer = welcomed(welcome, peer, ours)
+        if isinstance(welcome, Welcome):
+            link.nonce = welcome.nonce
     except PeerLostError as error:
         link.close()
         raise UnavailableError(f"{peer} does not answer: {error.text}") from None

@@ -7,7 +7,8 @@ clock means nothing to the next process.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Protocol
 
 from msgspec import Struct
@@ -77,10 +78,12 @@ class Store(Protocol):
         leases: Sequence[LeaseRecord] = (),
         forgotten: Sequence[str] = (),
         bills: Sequence[Bill] = (),
+        barred: Mapping[str, bool] = MappingProxyType({}),
     ) -> None:
         """Add or replace these, drop `forgotten` nodes, all or none; kept once this returns.
 
-        `bills` are added to what is kept for the same lease and day.
+        `bills` are added to what is kept for the same lease and day.  `barred` says of nodes
+        that they may not join, or may again.
 
         Raises:
             SystemCallError: nothing was saved; a later call may succeed.
@@ -88,13 +91,6 @@ class Store(Protocol):
 
     def prune(self, ended_max: int) -> None:
         """Forget ended leases but the `ended_max` that ended last."""
-
-    def bar(self, node: str, barred: bool) -> None:
-        """Note that a node may not join, or may again; kept once this returns.
-
-        Raises:
-            SystemCallError: as `save`.
-        """
 
     def bills(
         self,

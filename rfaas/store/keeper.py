@@ -3,25 +3,37 @@
 Between the pure ledger, which counts monotonic seconds and cannot fail, and a
 store, which counts wall seconds and can: the disk is full, and an hour later it
 is not.  What changed is marked and stays marked until a save succeeds, so a
-store that fails loses nothing but what a crash takes before it recovers.
+store that fails loses nothing but what a crash takes before it recovers.  When
+to save is another's decision: store/committer.py.
 """
 
 from __future__ import annotations
 
 import logging
 from contextlib import suppress
+from typing import NamedTuple
+
+import msgspec
 
 from rfaas.clock import Clock
-from rfaas.core.billing import Billing
+from rfaas.core.billing import Bill, Billing
 from rfaas.core.book import ENDED_MAX
 from rfaas.core.lease import LIVE, Lease
 from rfaas.core.ledger import Ledger
-from rfaas.errors import CapacityError, SystemCallError
+from rfaas.errors import SystemCallError
 from rfaas.store import LeaseRecord, NodeRecord, Store
 
-BARRED_MAX = 16384  # nodes that were removed; one more cannot be
-
 log = logging.getLogger(__name__)
+
+
+class Batch(NamedTuple):
+    """Records that are saved together."""
+
+    nodes: list[NodeRecord]
+    leases: list[LeaseRecord]
+    forgotten: list[str]
+    bills: list[Bill]
+    barred: dict[str, bool]
 
 
 class Keeper:
@@ -32,17 +44,18 @@ class Keeper:
         self._store = store
         self._clock = clock
         self._nodes: dict[str, NodeRecord] = {}
-        self._barred: set[str] = set()
         self._unsaved_nodes: set[str] = set()
         self._unsaved_leases: set[str] = set()
         self.billing = Billing()
+        self.barred: set[str] = set()  # nodes that were removed and may not join
+        self._unsaved_barred: set[str] = set()
         self._forget_at = 4 * ENDED_MAX  # leases that are billed, of which some are long over
         self.fails = False  # the last save failed
 
     def restore(self) -> None:
         """Fill the empty ledger; live leases have what the wall clock says they have left."""
         stored = self._store.load()
-        self._barred = set(stored.barred)
+        self.barred = set(stored.barred)
         now_s = self._clock.monotonic_s()
         since_1970_s = self._clock.wall_s() - now_s
         for node in stored.nodes:
@@ -75,81 +88,103 @@ class Keeper:
         if len(self._nodes) > len(self._ledger.names):
             self._unsaved_nodes |= self._nodes.keys() - self._ledger.names
 
-    def mark_forgotten(self) -> None:
-        """The ledger has forgotten nodes."""
-        self._unsaved_nodes |= self._nodes.keys() - self._ledger.names
+    def mark_draining(self, node: str, draining: bool) -> None:
+        self._nodes[node] = msgspec.structs.replace(self._nodes[node], draining=draining)
+        self._unsaved_nodes.add(node)
+
+    def mark_gone(self, node: str) -> None:
+        """The ledger has forgotten a node."""
+        self._unsaved_nodes.add(node)
 
     def bar(self, node: str, barred: bool) -> None:
-        """Note at once, in the store first, whether a node may join.
-
-        Raises:
-            CapacityError: BARRED_MAX are noted already.
-            SystemCallError: the store took nothing.
-        """
-        if barred and len(self._barred) >= BARRED_MAX:
-            raise CapacityError(f"node {node} cannot be removed: {BARRED_MAX} nodes are the most")
-        self._store.bar(node, barred)
-        (self._barred.add if barred else self._barred.discard)(node)
-
-    def is_barred(self, node: str) -> bool:
-        """Whether a node was removed and not added since."""
-        return node in self._barred
+        """A node may not join any more, or again; saved with what is marked."""
+        (self.barred.add if barred else self.barred.discard)(node)
+        self._unsaved_barred.add(node)
 
     def mark_leases(self, *leases: str) -> None:
         self._unsaved_leases.update(leases)
 
-    def save(self) -> None:
-        """Save all that is marked, with one commit.
+    @property
+    def marked(self) -> bool:
+        """Whether there is anything to save."""
+        return bool(self._unsaved_nodes or self._unsaved_leases or self._unsaved_barred)
 
-        Raises:
-            SystemCallError: the store took nothing; all stays marked.
-        """
+    def begin(self) -> Batch | None:
+        """Take what is marked, as it is now; None: nothing is.  `write` it, then `finish`."""
         leases = [lease for lease in map(self._ledger.find, self._unsaved_leases) if lease]
         # What the ledger has dropped is dropped here, so that the marks are bounded, too.
-        self._unsaved_leases = {lease.lease for lease in leases}
-        forgotten = self._unsaved_nodes - self._ledger.names
-        if not (self._unsaved_nodes or leases):
-            return
+        self._unsaved_leases = set()
+        nodes, self._unsaved_nodes = self._unsaved_nodes, set()
+        barred, self._unsaved_barred = self._unsaved_barred, set()
+        if not (nodes or leases or barred):
+            return None
+        forgotten = nodes - self._ledger.names
         wall_s = self._clock.wall_s()
         since_1970_s = wall_s - self._clock.monotonic_s()
-        bills = self.billing.due(leases, wall_s)
-        try:
-            self._store.save(
-                nodes=[self._nodes[node] for node in self._unsaved_nodes - forgotten],
-                leases=[_record(lease, since_1970_s) for lease in leases],
-                forgotten=sorted(forgotten),
-                bills=bills,
-            )
-        except SystemCallError as error:
+        return Batch(
+            nodes=[self._nodes[node] for node in nodes - forgotten],
+            leases=[_record(lease, since_1970_s) for lease in leases],
+            forgotten=sorted(forgotten),
+            bills=self.billing.due(leases, wall_s),
+            barred={node: node in self.barred for node in barred},
+        )
+
+    def write(self, batch: Batch) -> None:
+        """Save a batch with one commit; may run in another thread, one at a time.
+
+        Raises:
+            SystemCallError: the store took nothing.
+        """
+        self._store.save(
+            nodes=batch.nodes,
+            leases=batch.leases,
+            forgotten=batch.forgotten,
+            bills=batch.bills,
+            barred=batch.barred,
+        )
+
+    def finish(self, batch: Batch, error: Exception | None) -> None:
+        """A batch is saved, or stays marked because of `error`."""
+        if error is not None:
+            self._unsaved_nodes.update(node.node for node in batch.nodes)
+            self._unsaved_nodes.update(batch.forgotten)
+            self._unsaved_leases.update(lease.lease for lease in batch.leases)
+            self._unsaved_barred.update(batch.barred)
             if not self.fails:
                 log.warning("no lease can be granted: %s", error)
             self.fails = True
-            raise
-        self.billing.settle(bills)
-        for node in forgotten:
-            del self._nodes[node]
-        self._unsaved_nodes.clear()
-        self._unsaved_leases.clear()
+            return
+        self.billing.settle(batch.bills)
+        if len(self.billing) > self._forget_at:
+            self.billing.forget(self._ledger.find, self._ledger.names.__contains__)
+            self._forget_at = max(4 * ENDED_MAX, 2 * len(self.billing))
+        for node in batch.forgotten:
+            if node not in self._ledger.names:  # it has not joined again meanwhile
+                self._nodes.pop(node, None)
         if self.fails:
             log.warning("the store saves again")
         self.fails = False
 
-    def save_soon(self) -> bool:
-        """Save all that is marked, now or, where the store fails, with a later call."""
-        try:
-            self.save()
-        except SystemCallError:  # save has logged it, and nobody waits for this
-            return False
-        return True
+    def save(self) -> None:
+        """Save all that is marked, with one commit, while no batch is under way.
 
-    def housekeep(self) -> None:
-        """Save, and keep no more ended leases than the ledger does; for once a second."""
-        if self.save_soon():
-            with suppress(SystemCallError):  # a disk as full as that has time until the next
-                self._store.prune(ENDED_MAX)
-        if len(self.billing) > self._forget_at:
-            self.billing.forget(self._ledger.find, self._ledger.names.__contains__)
-            self._forget_at = max(4 * ENDED_MAX, 2 * len(self.billing))
+        Raises:
+            SystemCallError: the store took nothing; all stays marked.
+        """
+        batch = self.begin()
+        if batch is None:
+            return
+        try:
+            self.write(batch)
+        except SystemCallError as error:
+            self.finish(batch, error)
+            raise
+        self.finish(batch, None)
+
+    def prune(self) -> None:
+        """Keep no more ended leases than the ledger does; may run in another thread."""
+        with suppress(SystemCallError):  # a disk as full as that has time until the next
+            self._store.prune(ENDED_MAX)
 
 
 def _record(lease: Lease, since_1970_s: float) -> LeaseRecord:

@@ -12,8 +12,10 @@ from __future__ import annotations
 import errno
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any, Literal
 
 import msgspec
@@ -21,6 +23,7 @@ import msgspec
 from rfaas.core.billing import Bill
 from rfaas.core.lease import LIVE
 from rfaas.errors import ConfigError, RfaasError, SystemCallError
+from rfaas.failpoints import reach
 from rfaas.paths import ensure_private_dir
 from rfaas.proto.messages import Usage
 from rfaas.store import LeaseRecord, NodeRecord, Stored, schema
@@ -31,6 +34,7 @@ APPLICATION_ID = 0x72466153  # "rFaS", tells our files from other programs'
 _NODE_FIELDS = NodeRecord.__struct_fields__
 _USAGE_FIELDS = Usage.__struct_fields__
 _LEASE_FIELDS = tuple(name for name in LeaseRecord.__struct_fields__ if name != "usage")
+_BAR, _UNBAR = "REPLACE INTO barred VALUES (?)", "DELETE FROM barred WHERE node = ?"
 _BILL_FIELDS = ("day", "lease", "client", "node")
 _DISK_HINT = "nothing was saved; free space on the disk, it goes on by itself"
 
@@ -50,7 +54,7 @@ _ADD_BILL = (
 
 
 class SqliteStore:
-    """A `Store`; `path` may be ":memory:"."""
+    """A `Store`; `path` may be ":memory:".  Usable from several threads, one at a time."""
 
     def __init__(self, path: str, synchronous: Literal["normal", "full"] = "normal") -> None:
         """Open or create the file.
@@ -60,10 +64,13 @@ class SqliteStore:
             SystemCallError: it cannot be opened or written, or is in use.
         """
         self._path = path
+        self._turn = threading.RLock()  # one transaction at a time, whichever thread begins it
         if path != MEMORY:
             _create_private(path)
         with self._explained("open"):
-            self._connection = sqlite3.connect(path, timeout=0, isolation_level=None)
+            self._connection = sqlite3.connect(
+                path, timeout=0, isolation_level=None, check_same_thread=False
+            )
         try:
             with self._explained("open"):
                 self._connection.execute("PRAGMA locking_mode = EXCLUSIVE")
@@ -96,14 +103,17 @@ class SqliteStore:
         leases: Sequence[LeaseRecord] = (),
         forgotten: Sequence[str] = (),
         bills: Sequence[Bill] = (),
+        barred: Mapping[str, bool] = MappingProxyType({}),
     ) -> None:
-        with self._explained("write"), self._transaction():
+        with self._explained("write"), self._transaction("store"):
             self._connection.executemany(
                 "DELETE FROM nodes WHERE node = ?", ((node,) for node in forgotten)
             )
             self._connection.executemany(_SAVE_NODE, map(_node_row, nodes))
             self._connection.executemany(_SAVE_LEASE, map(_lease_row, leases))
             self._connection.executemany(_ADD_BILL, map(_bill_row, bills))
+            for node, is_barred in barred.items():
+                self._connection.execute(_BAR if is_barred else _UNBAR, (node,))
             self._connection.execute(
                 "UPDATE counters SET value = max(value, ?) WHERE name = 'fence'",
                 (max((lease.fence for lease in leases), default=0),),
@@ -120,11 +130,6 @@ class SqliteStore:
                 """,
                 (ended_max,),
             )
-
-    def bar(self, node: str, barred: bool) -> None:
-        verb = "REPLACE INTO barred VALUES (?)" if barred else "DELETE FROM barred WHERE node = ?"
-        with self._explained("write"), self._transaction():
-            self._connection.execute(verb, (node,))
 
     def bills(
         self,
@@ -148,7 +153,8 @@ class SqliteStore:
         return [_bill(row) for row in rows]
 
     def close(self) -> None:
-        self._connection.close()
+        with self._turn:
+            self._connection.close()
 
     # Private
 
@@ -180,11 +186,14 @@ class SqliteStore:
         return int(value)
 
     @contextmanager
-    def _transaction(self) -> Iterator[None]:
+    def _transaction(self, failpoints: str = "") -> Iterator[None]:
         self._connection.execute("BEGIN IMMEDIATE")
         try:
+            reach(f"{failpoints}.begun")
             yield
+            reach(f"{failpoints}.written")
             self._connection.execute("COMMIT")
+            reach(f"{failpoints}.committed")
         except BaseException:
             if self._connection.in_transaction:  # a full disk may have ended it
                 self._connection.execute("ROLLBACK")
@@ -193,7 +202,8 @@ class SqliteStore:
     @contextmanager
     def _explained(self, verb: str) -> Iterator[None]:
         try:
-            yield
+            with self._turn:
+                yield
         except sqlite3.Error as error:
             raise _explanation(self._path, verb, error) from None
 

@@ -158,14 +158,14 @@ class Api:
         last = parse_day(until, now_s) if until else ""
         if not by:
             day, _, lease = after.partition(" ")
-            found = self._view.bills(first, last, client, (day, lease), most + 1)
+            found = await self._view.bills(first, last, client, (day, lease), most + 1)
             rest = f"{found[most - 1].day} {found[most - 1].lease}" if len(found) > most else ""
             return BillPage([self._bill(one) for one in found[:most]], rest)
         if by not in GROUPS:
             raise UsageError(f"bills cannot be summed by {by!r}, only by {', '.join(GROUPS)}")
         read: list[Bill] = []
         at = ("", "")
-        while page_ := self._view.bills(first, last, client, at, SLICE):
+        while page_ := await self._view.bills(first, last, client, at, SLICE):
             read += page_
             at = (page_[-1].day, page_[-1].lease)
             if len(read) > BILLS_MAX:

@@ -51,7 +51,7 @@ class View(Protocol):
     def events_after(self, number: int) -> list[EventReport]:
         """The events after a number, the oldest first; negative: so many of the last."""
 
-    def bills(
+    async def bills(
         self, since: str, until: str, client: str, after: tuple[str, str], most: int
     ) -> list[Bill]:
         """Bills in order of (day, lease), as `store.Store.bills`."""

@@ -19,6 +19,7 @@ from rfaas.errors import (
 )
 from rfaas.proto import messages
 from rfaas.proto.messages import PROTOCOL_VERSION, Message, Usage
+from rfaas.proto.proof import prove
 from rfaas.roles import resource_manager
 
 GIB = 1 << 30
@@ -35,6 +36,7 @@ class Caller:
         self.link = link
         self.notices: deque[Message] = deque()
         self.asked = 0
+        self.secrets: dict[str, bytes] = {}
 
     async def ask(self, message: Message, kind: type[Kind]) -> Kind:
         self.asked += 1
@@ -57,20 +59,26 @@ class Caller:
         assert message is not None, "the manager ended the link"
         return message
 
-    async def request(self, cores: int = 1, duration_s: float = 60.0) -> messages.LeaseGranted:
-        return await self.ask(
-            messages.RequestLease(
-                client="tester", cores=cores, memory_bytes=GIB, duration_s=duration_s
-            ),
-            messages.LeaseGranted,
-        )
+    async def request(
+        self, cores: int | str = 1, duration_s: float = 60.0, **more: object
+    ) -> messages.LeaseGranted:
+        fields = {"client": "tester", "memory_bytes": GIB, "duration_s": duration_s} | more
+        asked = messages.RequestLease(cores=cores, **fields)  # type: ignore[arg-type]
+        granted = await self.ask(asked, messages.LeaseGranted)
+        self.secrets.update((one.lease, one.secret) for one in (granted, *granted.rest))
+        return granted
+
+    def proof(self, lease: str) -> bytes:
+        """As the client of a lease gives it on this link; of another's lease a wrong one."""
+        return prove(self.secrets.get(lease, b"guessed"), self.link.nonce, lease)
 
     async def renew(self, lease: str, duration_s: float = 60.0) -> messages.LeaseGranted:
-        asked = messages.RenewLease(lease=lease, duration_s=duration_s)
+        asked = messages.RenewLease(lease=lease, duration_s=duration_s, proof=self.proof(lease))
         return await self.ask(asked, messages.LeaseGranted)
 
     async def release(self, lease: str) -> None:
-        await self.ask(messages.ReleaseLease(lease=lease), messages.Done)
+        asked = messages.ReleaseLease(lease=lease, proof=self.proof(lease))
+        await self.ask(asked, messages.Done)
 
     async def nodes(self) -> dict[str, tuple[str, int]]:
         """State and free cores of each node."""
