@@ -169,9 +169,11 @@ class ManagerAuthority:
 
     While it is away, leases that were granted are served on.
 
+    Attributes:
+        crashes: how many workers died of themselves so far, by cause; its owner counts.
+
     Args:
         usage: what each lease here has used so far.
-        crashes: how many workers died of themselves so far, by cause.
         revoke: called with (lease, cause) for a lease that must end.
         terminate: called for a lease that will end soon.
         joined: called the first time that the manager has taken this node in.
@@ -184,7 +186,6 @@ class ManagerAuthority:
         node: JoinNode,
         clock: Clock,
         usage: Callable[[], dict[str, Usage]],
-        crashes: Callable[[], dict[str, int]],
         revoke: Callable[[str, str], None],
         terminate: Callable[[LeaseTerminating], None],
         joined: Callable[[], None],
@@ -194,7 +195,7 @@ class ManagerAuthority:
         self._node = node
         self._clock = clock
         self._usage = usage
-        self._crashes = crashes
+        self.crashes: dict[str, int] = {}
         self._revoke = revoke
         self._terminate = terminate
         self._joined = joined
@@ -302,7 +303,9 @@ class ManagerAuthority:
             try:
                 for start in range(0, len(usage) or 1, USAGE_PER_BEAT_MAX):
                     part = dict(usage[start : start + USAGE_PER_BEAT_MAX])
-                    link.send(Beat(id=1, node=self._node.node, usage=part, crashes=self._crashes()))
+                    link.send(
+                        Beat(id=1, node=self._node.node, usage=part, crashes=dict(self.crashes))
+                    )
             except PeerLostError:
                 return
 

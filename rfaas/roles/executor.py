@@ -117,12 +117,11 @@ class Executor:
             )
         else:
             waiting(f"waiting for the resource manager at {self._config.resource_manager}")
-            self._authority = ManagerAuthority(
+            authority = self._authority = ManagerAuthority(
                 self._config.resource_manager,
                 self._node,
                 self._clock,
                 self._pool.usage,
-                lambda: dict(self._pool.crashes),
                 self._pool.end_lease,
                 self._terminate,
                 lambda: self._ready(
@@ -131,6 +130,7 @@ class Executor:
                 ),
                 self._lost,
             )
+            authority.crashes = self._pool.crashes
         return None
 
     async def tick(self) -> None:

@@ -292,7 +292,7 @@ class Connection:
             try:
                 request = await self._read(patience_s)
             except RefusalError as refusal:
-                await self._send(self._server.refuse(refusal), "GET")
+                await self._send(self._server.refuse(refusal), "GET", last=True)
                 await self._linger()
                 return
             if request is None:
@@ -316,6 +316,8 @@ class Connection:
         head = await self._within(self._head(), HEAD_S, "the head of the request")
         if head is None:
             return None
+        if head.http_version not in (b"1.0", b"1.1"):
+            raise RefusalError(505, "only HTTP/1.1 and HTTP/1.0 are spoken here")
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in head.headers}
         announced = headers.get("content-length", "0")
         if len(announced) > 18 or int(announced) > BODY_BYTES_MAX:  # h11 let digits through alone
@@ -362,11 +364,11 @@ class Connection:
         except asyncio.TimeoutError:
             raise RefusalError(408, f"{what} took longer than {seconds:g} s") from None
 
-    async def _send(self, response: Response, method: str) -> None:
+    async def _send(self, response: Response, method: str, *, last: bool = False) -> None:
         headers = [*response.headers.items()]
         if isinstance(response.body, bytes):
             headers.append(("Content-Length", str(len(response.body))))
-        if self._http.their_state is not h11.DONE:
+        if last:
             headers.append(("Connection", "close"))
         if self._http.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             return
