@@ -57,8 +57,9 @@ def program() -> str:
 class Tab:
     """One page; every wait has an end."""
 
-    def __init__(self, browser: Browser, session: str) -> None:
+    def __init__(self, browser: Browser, target: str, session: str) -> None:
         self._browser = browser
+        self._target = target
         self._session = session
         self.faults: list[str] = []  # what the page's console and policy complained of
 
@@ -69,17 +70,25 @@ class Tab:
         self.call("Page.navigate", url=url)
         self.until("document.readyState === 'complete'")
 
+    def close(self) -> None:
+        self._browser.call("Target.closeTarget", {"targetId": self._target}, "", self)
+
     def evaluate(self, code: str) -> Any:
-        """The value of an expression in the page."""
-        done = self.call("Runtime.evaluate", expression=code, returnByValue=True, awaitPromise=True)
-        if "exceptionDetails" in done:
-            pytest.fail(f"{code}: {done['exceptionDetails']}")
-        return done["result"].get("value")
+        """The value of an expression in the page; an element is only True."""
+        found, fault = self._evaluated(code)
+        if fault:
+            pytest.fail(f"{code}: {fault}")
+        return found
+
+    def _evaluated(self, code: str) -> tuple[Any, Any]:
+        code = f"(() => {{ const v = ({code}); return v instanceof Node ? true : v; }})()"
+        done = self.call("Runtime.evaluate", expression=code, returnByValue=True)
+        return done["result"].get("value"), done.get("exceptionDetails")
 
     def until(self, code: str) -> Any:
-        """The first true value of an expression."""
+        """The first true value of an expression, which may fail while a page loads."""
         give_up_at = time.monotonic() + PATIENCE_S
-        while not (found := self.evaluate(code)):
+        while not (found := self._evaluated(code)[0]):
             if time.monotonic() > give_up_at:
                 body = self.evaluate("document.body && document.body.innerText")
                 pytest.fail(f"not within {PATIENCE_S:g} s: {code}; the page says:\n{body}")
@@ -137,7 +146,7 @@ class Browser:
     def tab(self) -> Tab:
         target = self.call("Target.createTarget", {"url": "about:blank"})["targetId"]
         attached = self.call("Target.attachToTarget", {"targetId": target, "flatten": True})
-        tab = Tab(self, attached["sessionId"])
+        tab = Tab(self, target, attached["sessionId"])
         for domain in ("Page", "Runtime", "Log", "Network"):
             tab.call(f"{domain}.enable")
         return tab

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.functions.build import build_library, build_shipped
+from tests.harness.gate import Gate
 from tests.harness.site import Site
 from tests.web.http import Web, serve
 
@@ -31,6 +32,12 @@ def counter(libraries: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def held(libraries: Path) -> Path:
+    """Functions that say when they have begun."""
+    return build_library(libraries, "held")
+
+
+@pytest.fixture(scope="session")
 def hostile(libraries: Path) -> Path:
     """Functions that misbehave."""
     return build_library(libraries, "hostile")
@@ -50,3 +57,17 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     made = Site(tmp_path_factory.mktemp("site"))
     yield made
     made.close()
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Iterator[Callable[[], Gate]]:
+    """Makes gates; see there."""
+    made: list[Gate] = []
+
+    def make() -> Gate:
+        made.append(Gate(tmp_path / f"gate-{len(made)}"))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
