@@ -18,7 +18,7 @@ import msgspec
 
 from rfaas import __version__, config_text
 from rfaas.errors import ConfigError, near
-from rfaas.paths import host_port, socket_path, system_text
+from rfaas.paths import system_text
 from rfaas.units import parse_bytes
 
 if TYPE_CHECKING:
@@ -224,10 +224,15 @@ def checked(given: Given, declared: Declared) -> object:
     except msgspec.ValidationError:
         text, hint = config_text.fault(key, value)
         raise ConfigError(f"{given.where}: {text}", hint=hint) from None
-    read = {"address": socket_path, "host-port": host_port}.get(key.form)
-    if read is not None and isinstance(value, str) and value not in ("", *key.words):
+    is_address = key.form in ("address", "host-port")
+    if is_address and isinstance(value, str) and value not in ("", *key.words):
+        from rfaas import addresses
+
         try:
-            read(value)
+            # Whom to ask must be somebody; where to listen may be left open.
+            listens = given.key == "address"
+            scheme = "tcp:" if key.form == "host-port" else ""
+            (addresses.parse if listens else addresses.reachable)(scheme + value)
         except ConfigError as error:
             raise ConfigError(f"{given.where}: {error.text}", hint=error.hint) from None
     return value

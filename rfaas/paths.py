@@ -87,17 +87,13 @@ def ensure_private_dir(path: str) -> None:
 
 
 def socket_path(address: str) -> str:
-    """The path in `unix:/absolute/path`.
+    """The path in `unix:/absolute/path`; other kinds of address: `addresses.py`.
 
     Raises:
         ConfigError: another kind of address, not an absolute path, or one too long
             for a socket.
     """
-    scheme, colon, path = address.partition(":")
-    if scheme in ("tcp", "verbs", "ofi") and colon:
-        raise ConfigError(
-            f"address is not supported yet ({address!r:.99}), only unix:/absolute/path is",
-        )
+    scheme, _, path = address.partition(":")
     if scheme != "unix" or not path.startswith("/") or path.endswith("/") or "\0" in path:
         raise ConfigError(
             f"address is not understood ({address!r:.99}), unix:/absolute/path is allowed",
@@ -109,24 +105,6 @@ def socket_path(address: str) -> str:
             hint="set RFAAS_RUNTIME_DIR to a directory with a short name",
         )
     return path
-
-
-def host_port(address: str) -> tuple[str, int]:
-    """Host and port in `127.0.0.1:7470`, `node7:7470` or `[::1]:7470`; port 0: any that is free.
-
-    Raises:
-        ConfigError: no such pair.
-    """
-    host, colon, port = address.rpartition(":")
-    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-    if not colon or not bare or ("[" in bare or "]" in bare) or (":" in bare) == (bare == host):
-        raise ConfigError(
-            f"address is not understood ({address!r:.99}), HOST:PORT is allowed",
-            hint="such as 127.0.0.1:7470, or [::1]:7470",
-        )
-    if not (port.isascii() and port.isdecimal() and len(port) <= 5 and int(port) <= 65535):
-        raise ConfigError(f"port is not understood ({port!r:.20}), 0 to 65535 are allowed")
-    return bare, int(port)
 
 
 def system_text(error: OSError) -> str:

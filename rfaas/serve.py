@@ -13,8 +13,8 @@ import socket
 import sys
 from typing import TYPE_CHECKING
 
+from rfaas import addresses, failpoints
 from rfaas.clock import SystemClock
-from rfaas.control.sockets import path_of
 from rfaas.errors import UsageError
 from rfaas.launch import service, zygote
 from rfaas.paths import ensure_private_dir
@@ -29,6 +29,7 @@ def run(config: Config, role: str, private_fd: int) -> int:
     `private_fd` is the socket of the one client that a private executor serves, or -1.
     """
     private = _private_socket(role, private_fd)
+    failpoints.arm(os.environ.get(failpoints.VARIABLE, ""))
     notifier = service.Notifier.take(os.environ)  # before there is anybody to inherit it
     nursery = zygote.start(_load_worker, config.sandbox) if role != "resource-manager" else None
     _raise_descriptor_limit()  # not for workers: a library may still use select(2)
@@ -108,14 +109,11 @@ async def _serve(
         from rfaas.roles import resource_manager
 
         manager = config.resource_manager
-        ensure_private_dir(os.path.dirname(path_of(manager.address)))
-        roles.append(
-            loop.create_task(
-                resource_manager.run(
-                    manager, clock, ready, stop_manager, config.http, config.prices
-                )
-            )
+        _ensure_place(manager.address)
+        running = resource_manager.run(
+            manager, clock, ready, stop_manager, config.http, config.prices
         )
+        roles.append(loop.create_task(running))
     if nursery is not None:
         from rfaas.launch import node
         from rfaas.roles import executor
@@ -124,7 +122,7 @@ async def _serve(
         if private is not None:
             own = node.private(own)
         else:
-            ensure_private_dir(os.path.dirname(path_of(own.address)))
+            _ensure_place(own.address)
         serving = executor.run(
             own, clock, ready, stop, nursery, private, waiting, config.rdma.device
         )
@@ -136,6 +134,12 @@ async def _serve(
     finally:
         stop.set()  # one that failed takes the other along
         await asyncio.gather(*roles, return_exceptions=True)
+
+
+def _ensure_place(address: str) -> None:
+    """A Unix socket's folder, for its owner only."""
+    if path := addresses.parse(address).path:
+        ensure_private_dir(os.path.dirname(path))
 
 
 def _say(line: str) -> None:

@@ -15,7 +15,13 @@ from rfaas.clock import Clock
 from rfaas.config import ExecutorConfig
 from rfaas.core.supervisor import Action, Exited, Kill, LeaseOnNode, Over, Supervisor, Worker
 from rfaas.core.tokens import Claims
-from rfaas.errors import CapacityError, ConfigError, LibraryError, RfaasError, UnavailableError
+from rfaas.errors import (
+    CapacityError,
+    ConfigError,
+    LibraryError,
+    LibraryMissingError,
+    RfaasError,
+)
 from rfaas.launch.libraries import Libraries
 from rfaas.launch.workers import WorkerProcess, Zygote, crash_cause, exit_text
 from rfaas.launch.zygote import Started
@@ -112,13 +118,13 @@ class Pool:
             host: the address where it listens, if it does.
 
         Raises:
-            UnavailableError: the library is not here; send it.
+            LibraryMissingError: the library is not here; send it.
             LeaseEndedError: the lease is over, or ended while the worker came up.
             RfaasError: whatever the worker met; it is gone then.
         """
         library_fd = self.libraries.find(request.sha256)
         if library_fd is None:
-            raise UnavailableError(f"library {request.sha256[:12]} is not on this node; send it")
+            raise LibraryMissingError(f"library {request.sha256[:12]} is not on this node; send it")
         lease = self._supervisor.live(request.lease)
         while lease.worker is not None and lease.worker.state == "stopping":
             await self._wait_for_change(self._patience_s)

@@ -65,6 +65,7 @@ cdef extern from "<rdma/rdma_cma.h>" nogil:
     uint16_t rdma_get_src_port(rdma_cm_id *id)
     const char *rdma_event_str(int event)
     const char *ibv_wc_status_str(int status)
+    const char *ibv_port_state_str(int state)
 
 cdef extern from "verbs_window.h" nogil:
     const window_carrier verbs_carrier
@@ -72,6 +73,7 @@ cdef extern from "verbs_window.h" nogil:
 cdef extern from "verbs_lane.h" nogil:
     enum: SECRET_BYTES, VERBS_MAGIC, VERBS_VERSION
     enum: FAULT_NONE, FAULT_SEND, FAULT_RECEIVE, FAULT_POST, FAULT_EVENT, FAULT_PROTOCOL
+    enum: FAULT_PORT
     enum: REFUSED_STRANGER, REFUSED_VERSION, REFUSED_SECRET, REFUSED_LANE, REFUSED_GEOMETRY
     enum: REFUSED_TAKEN, REFUSED_QUEUES
     uint64_t HOT_ALWAYS
@@ -95,7 +97,7 @@ cdef extern from "verbs_lane.h" nogil:
     ctypedef struct verbs_fault:
         uint32_t where
         int32_t status
-        uint32_t vendor_error
+        int32_t detail
 
     ctypedef struct verbs_trouble:
         const char *step
@@ -145,9 +147,11 @@ cdef extern from "verbs_lane.h" nogil:
     void ring_close(ring_map *ring)
     int verbs_prepare(verbs_link *link, ibv_context *device, const ring_map *ring,
                       int remote_inputs, verbs_trouble *trouble)
+    int verbs_locks_always
     int verbs_queue_pair(verbs_link *link, rdma_cm_id *id, verbs_trouble *trouble)
     void verbs_aim(verbs_link *link, const verbs_window *window)
     void verbs_close(verbs_link *link)
+    void verbs_explain(verbs_link *link, int patience_ms)
     int verbs_connect(verbs_link *link, const ring_map *ring, const sockaddr *from_,
                       const sockaddr *to, uint16_t lane, const uint8_t *secret,
                       uint64_t timeout_ns, verbs_trouble *trouble)

@@ -130,6 +130,20 @@ class RequestLease(Message, frozen=True):
     wait_s: Seconds = 0.0
 
 
+class LeasePart(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A lease that was granted together with another one; the fields are LeaseGranted's."""
+
+    lease: LeaseId
+    node: Name
+    address: Address
+    cores: Cores
+    memory_bytes: Bytes
+    isolation: Name
+    duration_s: Seconds
+    token: Token
+    secret: Proof
+
+
 class LeaseGranted(Message, frozen=True):
     """A lease: where it is, until when, and the token that the node checks.
 
@@ -146,7 +160,7 @@ class LeaseGranted(Message, frozen=True):
     duration_s: Seconds
     token: Token
     secret: Proof = b""
-    rest: tuple[LeaseGranted, ...] = ()
+    rest: tuple[LeasePart, ...] = ()
 
 
 class RenewLease(Message, frozen=True):

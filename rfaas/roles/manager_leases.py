@@ -19,6 +19,8 @@ from rfaas.failpoints import reach
 from rfaas.proto import messages
 from rfaas.roles.manager_state import Peer, State
 
+_PART_FIELDS = messages.LeasePart.__struct_fields__
+
 log = logging.getLogger("rfaas.roles.resource_manager")
 
 
@@ -144,7 +146,13 @@ class Leases:
         if lease.state != LIVE:
             raise LeaseEndedError(f"lease {lease.lease[:8]} ended at once: {lease.state}")
         first, *rest = map(self._state.token, self._state.ledger.parts(lease))
-        return msgspec.structs.replace(first, rest=tuple(rest)) if rest else first
+        if not rest:
+            return first
+        parts = [
+            messages.LeasePart(**{name: getattr(one, name) for name in _PART_FIELDS})
+            for one in rest
+        ]
+        return msgspec.structs.replace(first, rest=tuple(parts))
 
     def _check_owner(self, peer: Peer, lease: str, proof: bytes) -> None:
         state = self._state

@@ -67,10 +67,10 @@ class Nodes:
             draining=known is not None and known.draining,
         )
         state.keeper.mark_node(node)
-        peer.node = asked.node
-        state.executors[asked.node] = peer
         state.emit("node-joined", node=asked.node)
         state.tick()  # what ended because a new incarnation does not serve it; who waits for it
+        peer.node = asked.node
+        state.executors[asked.node] = peer
         state.commits.soon()
         log.info(
             "node %s joined %s with %d cores at %s, %d leases kept, %d revoked",

@@ -48,7 +48,7 @@ class Reports:
             version=rfaas.__version__,
             pid=os.getpid(),
             uptime_s=now_s - self._started_s,
-            address=state.config.address,
+            address=state.address,
             facts={
                 "nodes up": len(up),
                 "nodes lost": len(nodes) - len(up),

@@ -53,6 +53,7 @@ class State:
         random_bytes: Callable[[int], bytes],
     ) -> None:
         self.config = config
+        self.address = config.address  # where it listens: a port left open is filled in
         self.clock = clock
         self.random_bytes = random_bytes
         self.ledger = Ledger(

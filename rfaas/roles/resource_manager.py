@@ -33,6 +33,7 @@ from contextlib import suppress
 
 import msgspec
 
+from rfaas.addresses import announced, is_local
 from rfaas.clock import Clock
 from rfaas.config import HttpConfig, PricesConfig, ResourceManagerConfig
 from rfaas.control.aio import AsyncLink, listen
@@ -221,9 +222,11 @@ async def run(
         welcome = messages.Welcome(version=PROTOCOL_VERSION, role=ROLE, name=platform.node())
         listener = await listen(config.address, welcome, manager.serve)
         try:
+            at = manager.state.address = listener.address
+            flag = "" if is_local(at) else f" --resource-manager {announced(at, platform.node())}"
             page = web.start() if web is not None else ""
-            next_ = "next: rfaas serve --role executor"
-            ready(f"resource manager ready on {config.address}{page}; {next_}")
+            next_ = f"next: rfaas serve --role executor{flag}"
+            ready(f"resource manager ready on {at}{page}; {next_}")
             while not stop.is_set():
                 with suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(stop.wait(), manager.tick_s)

@@ -133,10 +133,10 @@ class Server:
         Raises:
             AddressInUseError, SystemCallError: it cannot be had.
         """
-        shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        shown = f"[{host}]:{port}" if ":" in host else f"{host or '*'}:{port}"
         try:
             family, form, number, _, address = socket.getaddrinfo(
-                host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+                host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
             )[0]
             sock = socket.socket(family, form, number)
         except OSError as error:

@@ -13,9 +13,10 @@ import os
 import ssl
 from ipaddress import ip_address
 
+from rfaas import addresses
 from rfaas.config import HttpConfig
 from rfaas.errors import ConfigError, RfaasError
-from rfaas.paths import host_port, system_text
+from rfaas.paths import system_text
 from rfaas.web import access
 from rfaas.web.api import Api, faulty
 from rfaas.web.live import Live
@@ -36,7 +37,8 @@ class Web:
         Raises:
             ConfigError: it cannot be used.
         """
-        self._host, self._port = host_port(config.address)
+        at = addresses.parse(f"tcp:{config.address}")
+        self._host, self._port = "" if at.host == addresses.ANY else at.host, at.port
         tls = _tls(config)
         if tls is None and not is_loopback(self._host):
             raise ConfigError(

@@ -32,11 +32,11 @@ Kind = TypeVar("Kind", bound=Message)
 class Caller:
     """One end of a link: asks, and keeps the notices that come in between."""
 
-    def __init__(self, link: AsyncLink) -> None:
+    def __init__(self, link: AsyncLink, secrets: dict[str, bytes]) -> None:
         self.link = link
+        self.secrets = secrets  # of leases, by id
         self.notices: deque[Message] = deque()
         self.asked = 0
-        self.secrets: dict[str, bytes] = {}
 
     async def ask(self, message: Message, kind: type[Kind]) -> Kind:
         self.asked += 1
@@ -65,7 +65,8 @@ class Caller:
         fields = {"client": "tester", "memory_bytes": GIB, "duration_s": duration_s} | more
         asked = messages.RequestLease(cores=cores, **fields)  # type: ignore[arg-type]
         granted = await self.ask(asked, messages.LeaseGranted)
-        self.secrets.update((one.lease, one.secret) for one in (granted, *granted.rest))
+        self.secrets[granted.lease] = granted.secret
+        self.secrets.update((one.lease, one.secret) for one in granted.rest)
         return granted
 
     def proof(self, lease: str) -> bytes:
@@ -125,6 +126,7 @@ class Site:
         self.clock = ManualClock()
         self.heartbeat_s = 10.0
         self.lines: list[str] = []
+        self.secrets: dict[str, bytes] = {}  # what one client program knows, over all its links
         self._callers: list[Caller] = []
 
     def config(self) -> ResourceManagerConfig:
@@ -160,7 +162,7 @@ class Site:
 
     async def caller(self, role: str = "client") -> Caller:
         hello = messages.Hello(version=PROTOCOL_VERSION, role=role, name=f"some-{role}")
-        caller = Caller(await connect(self.address, hello))
+        caller = Caller(await connect(self.address, hello), self.secrets)
         self._callers.append(caller)
         return caller
 

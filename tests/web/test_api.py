@@ -132,7 +132,8 @@ def test_head(shared: Web) -> None:
 
 def test_live_sends_pictures(shared: Web) -> None:
     with shared.socket() as sock:
-        head = f"GET /v1/live HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {shared.key('read')}\r\n\r\n"
+        key = f"Authorization: Bearer {shared.key('read')}\r\n"
+        head = f"GET /v1/live HTTP/1.1\r\nHost: x\r\n{key}\r\n"
         sock.sendall(head.encode())
         found = b""
         while found.count(b"event: picture\ndata: ") < 2:

@@ -80,6 +80,12 @@ async def running(
         await made.close()
 
 
+async def open_connections(run: Running, count: int) -> None:
+    """Return when so many are open."""
+    while run.traffic.open != count:  # noqa: ASYNC110 - the server tells nobody
+        await asyncio.sleep(0.005)
+
+
 def status(answer: bytes) -> int:
     return int(answer.split(b" ", 2)[1])
 
@@ -161,8 +167,7 @@ def test_row_14_slow_loris_head(monkeypatch: pytest.MonkeyPatch) -> None:
             assert run.traffic.dropped == 100
             for _, writer in slow:
                 writer.close()
-            while run.traffic.open:
-                await asyncio.sleep(0.01)
+            await open_connections(run, 0)
             assert status(await run.send(CLOSING)) == 200
 
     play(scene())
@@ -298,8 +303,7 @@ def test_row_20_connections_of_one_peer(monkeypatch: pytest.MonkeyPatch) -> None
     async def scene() -> None:
         async with running() as run:
             held = [await asyncio.open_connection(*run.address) for _ in range(8)]
-            while run.traffic.open < 8:
-                await asyncio.sleep(0)
+            await open_connections(run, 8)
             assert status(await run.send(b"")) == 503
             # 127.0.0.2 is another peer.
             reader, writer = await asyncio.open_connection(
@@ -311,8 +315,7 @@ def test_row_20_connections_of_one_peer(monkeypatch: pytest.MonkeyPatch) -> None
             for _, one in held:
                 one.close()
                 await one.wait_closed()
-            while run.traffic.open:
-                await asyncio.sleep(0)
+            await open_connections(run, 0)
             assert status(await run.send(CLOSING)) == 200
 
     play(scene())
@@ -350,13 +353,10 @@ def test_who_does_not_read_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
         return Response(200, {"Content-Type": "text/plain"}, bytes(64 << 20))
 
     async def scene() -> None:
-        async with running(handle) as run:
-            async with run.connected() as (_, writer):
-                writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-                while not run.traffic.open:
-                    await asyncio.sleep(0.01)
-                while run.traffic.open:
-                    await asyncio.sleep(0.01)
+        async with running(handle) as run, run.connected() as (_, writer):
+            writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            await open_connections(run, 1)
+            await open_connections(run, 0)
 
     play(scene())
 
