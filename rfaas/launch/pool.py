@@ -22,11 +22,14 @@ from rfaas.errors import (
     LibraryMissingError,
     RfaasError,
 )
+from rfaas.launch.apart import WorkerApart
 from rfaas.launch.libraries import Libraries
+from rfaas.launch.node import partners_of
 from rfaas.launch.workers import WorkerProcess, Zygote, crash_cause, exit_text
 from rfaas.launch.zygote import Started
 from rfaas.proto.messages import StartWorker, Usage
 from rfaas.proto.worker_messages import Limits, LoadLibrary, SpawnWorker
+from rfaas.sandbox import level
 
 PATIENCE_MIN_S = 0.05  # between two looks at what is ending, even with no stop_grace_s
 
@@ -58,6 +61,7 @@ class Pool:
         self._config = config
         self._clock = clock
         self._supervisor = Supervisor(cpus, config.workers_crashed_max)
+        self._partners = partners_of(cpus)
         self._node = zygote.node
         self._zygote = Zygote(zygote.pid, zygote.sock, lost)
         self._processes: dict[int, WorkerProcess] = {}
@@ -129,7 +133,7 @@ class Pool:
         while lease.worker is not None and lease.worker.state == "stopping":
             await self._wait_for_change(self._patience_s)
         worker = self._supervisor.start(request.lease)
-        process = WorkerProcess(worker.number, len(lease.cpus), request.slots, request.slot_bytes)
+        process = self._process(worker.number, request, lease, transport)
         self._processes[worker.number] = process
         order = SpawnWorker(
             isolation=lease.claims.isolation,
@@ -169,6 +173,15 @@ class Pool:
             raise
         self._supervisor.loaded(worker)
         return worker, process, lease
+
+    def _process(
+        self, number: int, request: StartWorker, lease: LeaseOnNode, transport: str
+    ) -> WorkerProcess:
+        size = (len(lease.cpus), request.slots, request.slot_bytes)
+        trusted = self._config.endpoint == "auto" and level(lease.claims.isolation).trusted
+        if transport == "verbs" and not trusted:
+            return WorkerApart(number, *size, self._partners)
+        return WorkerProcess(number, *size)
 
     def process(self, lease: str) -> WorkerProcess | None:
         """The process that serves a live lease."""
@@ -247,6 +260,7 @@ class Pool:
         text = f"the worker died: {exit_text(status)}" if status >= 0 else "its zygote is gone"
         if worker.state != "stopping":
             self.crashes[crash_cause(status)] += 1
+        text = process.epitaph or text
         log.info("lease %s: worker %d: %s", worker.lease[:8], process.pid, worker.reason or text)
         self._finish(worker, process, text)
 

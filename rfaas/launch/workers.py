@@ -135,6 +135,7 @@ class WorkerProcess:
         self.ring_bytes = wire.ring_bytes(slots, slot_bytes)
         self.pid = 0
         self.doomed = False  # to be killed as soon as it is there
+        self.epitaph = ""  # what it died of, if its wait status does not tell
         self.functions: list[str] = []
         self.endpoint: Endpoint | None = None
         self.steps_ns: dict[str, int] = {}
@@ -158,15 +159,28 @@ class WorkerProcess:
             RfaasError: what the worker said.
             WorkerCrashedError: it died instead.
         """
+        self._make_memory()
+        await self._load(zygote, order, task, [library_fd, self.rings_fd, self._account_fd], died)
+
+    def _make_memory(self) -> None:
         self.rings_fd = ring.create(self.lanes, self.slots, self.slot_bytes)
         self._account_fd = ring.create_account(self.lanes)
+
+    async def _load(
+        self,
+        zygote: Zygote,
+        order: SpawnWorker,
+        task: LoadLibrary,
+        fds: list[int],
+        died: Callable[[int], None],
+    ) -> None:
         self.pid, self._death, self._link = await zygote.spawn(order)
         self._death.add_done_callback(
             lambda death: died(-1 if death.exception() else death.result())
         )
         if self.doomed:
             zygote.kill(self.pid)
-        self._link.send(task, [library_fd, self.rings_fd, self._account_fd])
+        self._link.send(task, fds)
         while (message := await self._link.receive()) is not None:
             match message:
                 case Error():

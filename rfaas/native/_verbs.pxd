@@ -70,10 +70,15 @@ cdef extern from "<rdma/rdma_cma.h>" nogil:
 cdef extern from "verbs_window.h" nogil:
     const window_carrier verbs_carrier
 
+cdef extern from "verbs_feed.h" nogil:
+    struct verbs_feed:
+        pass
+    verbs_feed *verbs_feed_new(const ring_map *ring, int shares)
+
 cdef extern from "verbs_lane.h" nogil:
     enum: SECRET_BYTES, VERBS_MAGIC, VERBS_VERSION
     enum: FAULT_NONE, FAULT_SEND, FAULT_RECEIVE, FAULT_POST, FAULT_EVENT, FAULT_PROTOCOL
-    enum: FAULT_PORT
+    enum: FAULT_PORT, FAULT_WORKER
     enum: REFUSED_STRANGER, REFUSED_VERSION, REFUSED_SECRET, REFUSED_LANE, REFUSED_GEOMETRY
     enum: REFUSED_TAKEN, REFUSED_QUEUES
     uint64_t HOT_ALWAYS
@@ -133,9 +138,12 @@ cdef extern from "verbs_lane.h" nogil:
         verbs_link link
         int stop_fd
         int notice_fd
+        verbs_feed *feed
 
     void verbs_lane_loop(worker_lane *lane)
     void verbs_bare_loop(worker_lane *lane)
+    void verbs_feed_loop(worker_lane *lane)
+    void verbs_feed_wake(worker_lane *lane)
     int verbs_bare(window *w, const uint8_t *data, uint32_t size, uint32_t count,
                    uint64_t *samples)
     uint64_t verbs_stream(window *w, uint32_t size, uint32_t depth, uint32_t count)

@@ -26,7 +26,7 @@ cdef int EXPLAIN_MS = 200  # what the connection manager has to tell may be that
 
 FAULTS = {
     FAULT_SEND: "send", FAULT_RECEIVE: "receive", FAULT_POST: "post", FAULT_EVENT: "event",
-    FAULT_PROTOCOL: "protocol", FAULT_PORT: "port",
+    FAULT_PROTOCOL: "protocol", FAULT_PORT: "port", FAULT_WORKER: "worker",
 }
 REFUSALS = {
     REFUSED_STRANGER: "stranger", REFUSED_VERSION: "version", REFUSED_SECRET: "secret",
@@ -76,6 +76,8 @@ cdef object fault_of(const verbs_link *link):
         text = ibv_port_state_str(status).decode()
     elif link.fault.where == FAULT_POST:
         text = os.strerror(status)
+    elif link.fault.where == FAULT_WORKER:
+        text = "the worker answered what it was never asked" if status else "the worker is gone"
     else:
         text = "a request for a slot that there is not"
     return FAULTS[link.fault.where], status, text, link.fault.detail
@@ -218,8 +220,9 @@ cdef class WorkerLanes:
         self.notice_fd = -1
 
     def __init__(self, Library library, int rings_fd, uint64_t ring_bytes, int account_fd, cpus,
-                 long hot_timeout_ms, host, bytes secret):
-        """Without a library, each write is answered by a bare one (bench).
+                 long hot_timeout_ms, host, bytes secret, feed=None):
+        """Without a library, each write is answered by a bare one (bench), or, as `feed` says,
+        taken to a worker over the rings: "apart" (it has other processors) or "together".
 
         Open a ring for each entry of `cpus`, as `_worker.WorkerLanes` does, register it with
         the device whose address is `host`, and listen there.
@@ -273,6 +276,12 @@ cdef class WorkerLanes:
             one.lane.cpu = cpus[index]
             one.lane.loop = verbs_lane_loop if library is not None else verbs_bare_loop
             one.lane.wake = verbs_lane_wake
+            if feed is not None:
+                one.feed = verbs_feed_new(&one.lane.ring, feed == "together")
+                if one.feed is NULL:
+                    raise MemoryError
+                one.lane.loop = verbs_feed_loop
+                one.lane.wake = verbs_feed_wake
             one.lane.hot_ticks = (
                 HOT_ALWAYS if hot_timeout_ms < 0 else ns_to_ticks(hot_timeout_ms * 1_000_000)
             )
@@ -381,6 +390,7 @@ cdef class WorkerLanes:
         self.stop()
         for index in range(self.count):
             ring_close(&self.lanes[index].lane.ring)
+            free(self.lanes[index].feed)
             if self.lanes[index].stop_fd > 0:
                 os.close(self.lanes[index].stop_fd)
         if self.notice_fd >= 0:

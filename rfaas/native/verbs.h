@@ -33,7 +33,7 @@
 /* What broke a connection.  The first thing counts, but for a flush: that what was posted comes
  * back unused is the consequence of something else, and gives way to it whenever it is found. */
 enum { FAULT_NONE, FAULT_SEND, FAULT_RECEIVE, FAULT_POST, FAULT_EVENT, FAULT_PROTOCOL,
-       FAULT_PORT };
+       FAULT_PORT, FAULT_WORKER /* the worker behind an endpoint is gone, or answers nonsense */ };
 
 typedef struct {
     uint32_t where;         /* FAULT_* */

@@ -43,6 +43,8 @@ ENDINGS = {
     "RDMA_CM_EVENT_DEVICE_REMOVAL": "the device was taken away",
     "RDMA_CM_EVENT_ADDR_CHANGE": "the device's address has moved to another port",
 }
+_GONE = ("worker", 0, "the worker is gone", 0)  # of an endpoint
+DISCONNECTED = "RDMA_CM_EVENT_DISCONNECTED"
 
 REFUSALS = {
     "stranger": "it takes what came for that of a stranger",
@@ -119,13 +121,20 @@ def of_fault(fault: Fault) -> str:
         return f"port {detail} of our device is {text.removeprefix('PORT_').lower()}"
     if where == "post":
         return f"the queue pair takes nothing any more ({text})"
+    if where == "worker":
+        return f"the endpoint says: {text}"
     return f"the other side broke the protocol: {text} ({number})"
 
 
 def is_farewell(fault: Fault) -> bool:
     """Whether that is how an orderly end of the other side looks."""
     where, number, _, _ = fault
-    return (where == "receive" and number == FLUSHED) or where == "event"
+    return (where == "receive" and number == FLUSHED) or where == "event" or fault == _GONE
+
+
+def is_nonsense(fault: Fault) -> bool:
+    """Whether an endpoint's worker wrote what makes no sense."""
+    return fault[0] == "worker" and fault[1] != 0
 
 
 def _too_little_memlock(size: int, what: str) -> RfaasError:

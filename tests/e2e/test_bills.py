@@ -41,7 +41,7 @@ def bills(site: Site, *flags: str) -> list[dict[str, Any]]:
 
 def billed(site: Site, lease: str) -> float:
     """Core-seconds that a lease has allocated so far."""
-    return sum(one["allocated_s"] for one in bills(site) if one["lease"] == lease)
+    return sum(float(one["allocated_s"]) for one in bills(site) if one["lease"] == lease)
 
 
 def wait_until_fresh(site: Site, lease: str, begun_s: float) -> float:

@@ -86,8 +86,9 @@ def test_a_grant_is_saved_before_it_is_acknowledged(
         leases: list[LeaseRecord],
         forgotten: list[str],
         bills: list[Bill],
+        barred: dict[str, bool],
     ) -> None:
-        save(self, nodes, leases, forgotten, bills)
+        save(self, nodes, leases, forgotten, bills, barred)
         saved.update((lease.lease, lease) for lease in leases)
 
     monkeypatch.setattr(SqliteStore, "save", spy)
