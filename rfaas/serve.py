@@ -110,10 +110,16 @@ async def _serve(
 
         manager = config.resource_manager
         _ensure_place(manager.address)
-        running = resource_manager.run(
-            manager, clock, ready, stop_manager, config.http, config.prices
+        managing = resource_manager.run(
+            manager,
+            clock,
+            ready,
+            stop_manager,
+            config.rdma.device,
+            config.http,
+            config.prices,
         )
-        roles.append(loop.create_task(running))
+        roles.append(loop.create_task(managing))
     if nursery is not None:
         from rfaas.launch import node
         from rfaas.roles import executor

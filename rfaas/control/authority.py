@@ -181,6 +181,7 @@ class ManagerAuthority:
         terminate: called for a lease that will end soon.
         joined: called the first time that the manager has taken this node in.
         lost: called with why if the link cannot be kept up any more, by a fault of ours.
+        device: over RDMA, the one to connect from; "": the one that the route leads over.
     """
 
     def __init__(
@@ -193,8 +194,10 @@ class ManagerAuthority:
         terminate: Callable[[LeaseTerminating], None],
         joined: Callable[[], None],
         lost: Callable[[str], None],
+        device: str = "",
     ) -> None:
         self._address = address
+        self._device = device
         self._node = node
         self._clock = clock
         self._usage = usage
@@ -251,7 +254,7 @@ class ManagerAuthority:
         hello = Hello(version=PROTOCOL_VERSION, role="executor", name=self._node.node)
         while True:
             try:
-                link = await connect(self._address, hello)
+                link = await connect(self._address, hello, self._device)
                 try:
                     await self._serve(link)
                 finally:

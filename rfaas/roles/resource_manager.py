@@ -202,12 +202,14 @@ async def run(
     clock: Clock,
     ready: Callable[[str], None],
     stop: asyncio.Event,
+    device: str = "",
     http: HttpConfig | None = None,
     prices: PricesConfig | None = None,
 ) -> None:
     """Serve until `stop` is set; `ready` gets the one line that says so.
 
     Args:
+        device: where an address of the form verbs:*:PORT is, "": the first that can be used.
         http: where people look on, None: nowhere.
         prices: what bills cost.
 
@@ -220,7 +222,7 @@ async def run(
         manager = ResourceManager(config, clock, store, prices=prices)
         web = web_of(http, manager.view)
         welcome = messages.Welcome(version=PROTOCOL_VERSION, role=ROLE, name=platform.node())
-        listener = await listen(config.address, welcome, manager.serve)
+        listener = await listen(config.address, welcome, manager.serve, device)
         try:
             at = manager.state.address = listener.address
             flag = "" if is_local(at) else f" --resource-manager {announced(at, platform.node())}"
