@@ -24,7 +24,7 @@ from rfaas.clock import Clock
 from rfaas.config import ExecutorConfig
 from rfaas.control import aio
 from rfaas.control.aio import AsyncLink, Listener
-from rfaas.control.authority import Authority, ManagerAuthority, OwnAuthority
+from rfaas.control.authority import Authority, ManagerAuthority, OwnAuthority, Told
 from rfaas.core.supervisor import Over
 from rfaas.core.tokens import Claims
 from rfaas.errors import (
@@ -129,13 +129,15 @@ class Executor:
                 self._node,
                 self._clock,
                 self._pool.usage,
-                self._pool.end_lease,
-                self._terminate,
-                lambda: self._ready(
-                    f"{where}, lends {self._node.cores} cores; "
-                    f"next: rfaas call {flag}functions/libfunctions.so echo README.md"
+                Told(
+                    revoke=self._pool.end_lease,
+                    terminate=self._terminate,
+                    joined=lambda: self._ready(
+                        f"{where}, lends {self._node.cores} cores; "
+                        f"next: rfaas call {flag}functions/libfunctions.so echo README.md"
+                    ),
+                    lost=self._lost,
                 ),
-                self._lost,
                 self._device,
             )
             authority.crashes = self._pool.crashes
