@@ -11,13 +11,15 @@ import pytest
 
 from tests.functions.build import HERE as FUNCTIONS
 from tests.functions.build import build_text
+from tests.harness.rdma import lacking
 
 pytest.register_assert_rewrite(
     *(f"tests.transport.contract{part}" for part in ("", "_faults", "_threads"))
 )
 
-from tests.harness.rdma import lacking  # noqa: E402 - after the line above
 from tests.transport.served import Gate, Serve, Served  # noqa: E402
+
+PYTHONS = ("/usr/bin/python3",)  # of the distribution: pyverbs must match its libibverbs
 
 PYTHONS = ("/usr/bin/python3",)  # of the distribution: pyverbs must match its libibverbs
 
