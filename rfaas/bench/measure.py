@@ -105,6 +105,8 @@ def warm(session: Session, size: int, calls: int) -> dict[str, object]:
     """A call to a worker that sleeps, against waking a bare peer in the same way."""
     raw, native, python = array("Q"), array("Q"), array("Q")
     data = bytearray(os.urandom(size))
+    if session.config.lane.transport == "verbs":
+        return _warm_verbs(session, data, calls)
     block = min(BLOCK, max(1, calls))
     with _lease(session, size, hot_timeout_ms=0) as lease, _pinned_apart(lease):
         lane, echo, pong = _parts(lease)
@@ -114,12 +116,28 @@ def warm(session: Session, size: int, calls: int) -> dict[str, object]:
             native.extend(_bench.measure(lane, echo, data, block, idle_ns=IDLE_NS))
             python.extend(_time_calls(lease.call, frozen, block, IDLE_NS))
         report = _head(lease, "warm", size, len(native))
+    return report | _warm(raw, native, python)
+
+
+def _warm_verbs(session: Session, data: bytearray, calls: int) -> dict[str, object]:
+    from rfaas.bench import verbs, verbs_warm
+
+    size = len(data)
+    with _lease(session, size, hot_timeout_ms=verbs.HOT_TIMEOUT_MS) as lease, _pinned_apart(lease):
+        lane, echo, _ = _parts(lease)
+        raw, native, python = verbs_warm.warm(lease, lane, echo, data, calls)
+        report = _head(lease, "warm", size, len(native))
+    return report | _warm(raw, native, python)
+
+
+def _warm(raw: array[int], native: array[int], python: array[int]) -> dict[str, object]:
     raw_stats, warm_stats = stats(raw), stats(native)
-    return report | {
+    return {
         "raw_rtt_ns": raw_stats,
         "warm_rtt_ns": warm_stats,
         "python_rtt_ns": stats(python),
         "overhead_ns": warm_stats["median"] - raw_stats["median"],
+        "ratio": round(warm_stats["median"] / raw_stats["median"], 3),
     }
 
 

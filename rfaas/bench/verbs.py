@@ -47,8 +47,8 @@ def hot(lease: Lease, lane: Lane, echo: int, data: bytearray, calls: int) -> tup
     with peer(lease, len(data)) as bare_lane:
         for _ in range(max(1, calls // BLOCK)):
             time.sleep(2 * HOT_TIMEOUT_MS / 1e3)
-            _checked(native_part.bare(bare_lane, data, WARM_UP))
-            bare.extend(_checked(native_part.bare(bare_lane, data, BLOCK)))
+            checked(native_part.bare(bare_lane, data, WARM_UP))
+            bare.extend(checked(native_part.bare(bare_lane, data, BLOCK)))
             time.sleep(2 * HOT_TIMEOUT_MS / 1e3)
             _bench.measure(lane, echo, data, WARM_UP)
             native.extend(_bench.measure(lane, echo, data, BLOCK))
@@ -93,7 +93,8 @@ def flow(lease: Lease, size: int) -> dict[str, object]:
     }
 
 
-def _checked(samples: array[int] | None) -> array[int]:
+def checked(samples: array[int] | None) -> array[int]:
+    """What was measured, if the peer was there to the end."""
     if samples is None:
         raise WorkerCrashedError("the bare peer was lost while it was measured")
     return samples

@@ -17,7 +17,8 @@
 #include <sys/epoll.h>
 
 #define ACK_TIMEOUT 16      /* 4.096 us * 2^16 = 0.27 s, InfiniBand specification 9.7.6.1.3 */
-#define RETRY_COUNT 7       /* so a peer that is gone is found out after some 2 s */
+#define RETRY_COUNT 6       /* so a peer that is gone is found out after some 2 s; 7, the most,
+                             * is for ever to SoftRoCE (rxe_comp.c) */
 /* The kernel looks at the end of a try, and not always before, whether a neighbour answered. */
 #define ADDRESS_TRY_MS 50u
 #define RNR_RETRY_COUNT 6   /* 7 would be for ever; receives run out only at a peer that cheats */
