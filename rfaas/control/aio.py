@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import secrets
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -36,6 +37,7 @@ from rfaas.proto.messages import (
     Welcome,
     version_fault,
 )
+from rfaas.proto.proof import NONCE_BYTES
 
 if TYPE_CHECKING:
     import socket
@@ -71,6 +73,7 @@ class AsyncLink:
         self._closed = False
         self._broken = ""  # what broke the connection, in the system's words
         self._next_id = 0
+        self.nonce = b""  # what proofs on this link are made over, `proto.proof`
 
     @property
     def carrier(self) -> Carrier:
@@ -257,7 +260,10 @@ async def connect(address: str, hello: Hello, device: str = "") -> AsyncLink:
     link = AsyncLink(await ends.connect_soon(address, device), f"the peer at {address}")
     try:
         ours = f"{hello.role} {hello.name}"
-        link.peer = welcomed(await link.request(hello), link.peer, ours)
+        welcome = await link.request(hello)
+        link.peer = welcomed(welcome, link.peer, ours)
+        if isinstance(welcome, Welcome):
+            link.nonce = welcome.nonce
     except BaseException:
         await link.close()
         raise
@@ -351,7 +357,8 @@ class Listener:
             await refuse(link, hello.id, ProtocolError(text, hint=hint))
             return None
         link.peer = f"{hello.role} {hello.name}"
-        link.send(msgspec.structs.replace(self._welcome, id=hello.id))
+        link.nonce = secrets.token_bytes(NONCE_BYTES)
+        link.send(msgspec.structs.replace(self._welcome, id=hello.id, nonce=link.nonce))
         return hello
 
 

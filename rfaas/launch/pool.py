@@ -21,6 +21,7 @@ from rfaas.errors import (
     LibraryMissingError,
     RfaasError,
 )
+from rfaas.launch.accounts import Accounts
 from rfaas.launch.apart import WorkerApart
 from rfaas.launch.libraries import Libraries
 from rfaas.launch.node import partners_of
@@ -61,6 +62,7 @@ class Pool:
         self._clock = clock
         self._supervisor = Supervisor(cpus, config.workers_crashed_max)
         self._partners = partners_of(cpus)
+        self._accounts = Accounts()
         self._node = zygote.node
         self._zygote = Zygote(zygote.pid, zygote.sock, lost)
         self._processes: dict[int, WorkerProcess] = {}
@@ -133,6 +135,8 @@ class Pool:
         worker = self._supervisor.start(request.lease)
         process = self._process(worker.number, request, lease, transport)
         self._processes[worker.number] = process
+        if transport == "verbs":
+            process.account = self._accounts.open(host, len(lease.cpus))
         order = SpawnWorker(
             isolation=lease.claims.isolation,
             lease=request.lease,
@@ -148,6 +152,7 @@ class Pool:
             degrade=tuple(self._node.degrade.split()),
             transport=transport,
             host=host,
+            counts=process.account.place if process.account is not None else None,
         )
         try:
             await asyncio.wait_for(
@@ -210,6 +215,10 @@ class Pool:
         """The same, without waiting."""
         self._do(self._supervisor.close(lease, cause, self._clock.monotonic_s()))
 
+    def terminate(self, lease: str, cause: str, remaining_s: float) -> None:
+        """A lease will end in `remaining_s`, whatever token is shown until then."""
+        self._supervisor.terminate(lease, cause, self._clock.monotonic_s() + remaining_s)
+
     def tick(self) -> None:
         """End what is due."""
         self._do(self._supervisor.tick(self._clock.monotonic_s()))
@@ -230,6 +239,7 @@ class Pool:
         for process in self._processes.values():
             process.end_rings()
             await process.close()
+        self._accounts.close()
         self.libraries.close()
 
     def _usage(self, lease: str) -> Usage:
