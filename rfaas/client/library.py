@@ -6,7 +6,6 @@ import hashlib
 import os
 from typing import NamedTuple
 
-from rfaas.control import lending
 from rfaas.control.link import Link
 from rfaas.errors import LibraryError, SystemCallError
 from rfaas.proto.messages import (
@@ -60,6 +59,8 @@ class Library(NamedTuple):
 
     def _lend(self, link: Link, lease: str) -> bool:
         """Have the executor read them; False: one of us cannot, for lack of lockable memory."""
+        from rfaas.control import lending  # not for a start on one machine
+
         whole = memoryview(self.image)
         for offset in range(0, len(whole), LIBRARY_LENT_BYTES_MAX):
             part = whole[offset : offset + LIBRARY_LENT_BYTES_MAX]

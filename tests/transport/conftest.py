@@ -17,7 +17,6 @@ pytest.register_assert_rewrite(
     *(f"tests.transport.contract{part}" for part in ("", "_faults", "_threads"))
 )
 
-from tests.harness.rdma import lacking  # noqa: E402 - after the line above
 from tests.transport.served import Gate, Serve, Served  # noqa: E402
 
 PYTHONS = ("/usr/bin/python3",)  # of the distribution: pyverbs must match its libibverbs
