@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable
 
 from rfaas.clock import Clock
@@ -25,7 +26,7 @@ from rfaas.launch.accounts import Accounts
 from rfaas.launch.apart import WorkerApart
 from rfaas.launch.libraries import Libraries
 from rfaas.launch.node import partners_of
-from rfaas.launch.workers import WorkerProcess, Zygote, exit_text
+from rfaas.launch.workers import WorkerProcess, Zygote, crash_cause, exit_text
 from rfaas.launch.zygote import Started
 from rfaas.proto.messages import StartWorker, Usage
 from rfaas.proto.worker_messages import Limits, LoadLibrary, SpawnWorker
@@ -66,6 +67,7 @@ class Pool:
         self._node = zygote.node
         self._zygote = Zygote(zygote.pid, zygote.sock, lost)
         self._processes: dict[int, WorkerProcess] = {}
+        self.crashes: Counter[str] = Counter()  # workers that died of themselves, by cause
         self._exited = exited
         self._over = over
         self._changed = asyncio.Condition()
@@ -262,6 +264,8 @@ class Pool:
     def _died(self, worker: Worker, status: int) -> None:
         process = self._processes[worker.number]
         text = f"the worker died: {exit_text(status)}" if status >= 0 else "its zygote is gone"
+        if worker.state != "stopping":
+            self.crashes[crash_cause(status)] += 1
         text = process.epitaph or text
         log.info("lease %s: worker %d: %s", worker.lease[:8], process.pid, worker.reason or text)
         self._finish(worker, process, text)

@@ -244,3 +244,15 @@ def exit_text(status: int) -> str:
     if code == PTHREAD_EXIT_STATUS:
         return "a function called pthread_exit()"
     return f"it ended by itself with exit status {code}"
+
+
+def crash_cause(status: int) -> str:
+    """The same in one word, of which there are few: for counting."""
+    if status < 0:
+        return "zygote"
+    if not os.WIFSIGNALED(status):
+        return "exit"
+    try:
+        return signal.Signals(os.WTERMSIG(status)).name
+    except ValueError:
+        return "signal"
