@@ -80,7 +80,7 @@ def test_all_of_it_over_rdma(site: Site, shipped: Path, ends: Ends, file: Path, 
     client, server = ends
     device = ("--device", server.device)
     line = site.start_unready("resource-manager", "--address", "verbs:*:0", *device).lines.next()
-    manager = line.split()[4].rstrip(";") if line else ""
+    manager = line.split()[4].rstrip(";,") if line else ""
     assert manager.startswith(f"verbs:{server.address}:")
     flags = ("--address", "verbs:*:0", "--resource-manager", manager)
     executor = site.start("executor", *flags, *device, "--log-level", "debug")
@@ -101,7 +101,7 @@ def test_a_client_that_is_killed_ends_its_leases(site: Site, shipped: Path, ends
     client, server = ends
     device = ("--device", server.device)
     line = site.start_unready("resource-manager", "--address", "verbs:*:0", *device).lines.next()
-    manager = line.split()[4].rstrip(";") if line else ""
+    manager = line.split()[4].rstrip(";,") if line else ""
     site.start("executor", "--address", "verbs:*:0", "--resource-manager", manager, *device)
     site.set(client__resource_manager=manager, rdma__device=client.device)
     killed = site.client(
@@ -125,7 +125,7 @@ def test_an_executor_that_is_killed_fails_the_calls(
     flags = ("--address", "verbs:*:0", "--resource-manager", "none", "--device", server.device)
     child = site.start_unready("executor", *flags)
     line = child.lines.next() or ""
-    site.set(client__executor=line.split()[4].rstrip(";"), lane__transport="verbs")
+    site.set(client__executor=line.split()[4].rstrip(";,"), lane__transport="verbs")
     door = gate()
     with site.session() as session, session.lease(library=str(held)) as lease:
         future = lease.submit("hold", door.data)
