@@ -77,7 +77,7 @@ def hot(session: Session, size: int, calls: int) -> dict[str, object]:
 
 def _hot_verbs(session: Session, data: bytearray, calls: int) -> dict[str, object]:
     """The same over RDMA; ratios count, for a NIC in software has the times of software."""
-    from rfaas.bench import verbs
+    from rfaas.bench import perftest, verbs
 
     size = len(data)
     with _lease(session, size, hot_timeout_ms=verbs.HOT_TIMEOUT_MS) as lease, _pinned_apart(lease):
@@ -86,7 +86,8 @@ def _hot_verbs(session: Session, data: bytearray, calls: int) -> dict[str, objec
         frozen = bytes(data)
         _time_calls(lease.call, frozen, verbs.WARM_UP)
         python = _time_calls(lease.call, frozen, len(native) // 5)
-        report = _head(lease, "hot", size, len(native))
+        report = _head(lease, "hot", size, len(native)) | {"mode": verbs.mode(lease)}
+        outside = perftest.latency_ns(lease, size)
     raw_stats, hot_stats, python_stats = stats(bare), stats(native), stats(python)
     return report | {
         "raw_rtt_ns": raw_stats,
@@ -96,6 +97,7 @@ def _hot_verbs(session: Session, data: bytearray, calls: int) -> dict[str, objec
         # Of neighbouring blocks: what else the machine does comes and goes between them.
         "ratio": round(verbs.ratio(bare, native), 3),
         "ratio_of_minima": round(hot_stats["min"] / raw_stats["min"], 3),
+        **({"ib_write_lat_ns": outside} if outside else {}),
     }
 
 
@@ -189,7 +191,7 @@ def _payload_verbs(session: Session) -> dict[str, object]:
     with _lease(session, largest, hot_timeout_ms=verbs.HOT_TIMEOUT_MS) as lease:
         with _pinned_apart(lease):
             rows = [verbs.flow(lease, size) for size in (4 << 10, 64 << 10, largest)]
-        report = _head(lease, "payload", largest, 0)
+        report = _head(lease, "payload", largest, 0) | {"mode": verbs.mode(lease)}
     return report | {"rows": rows}
 
 
