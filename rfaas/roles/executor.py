@@ -235,6 +235,8 @@ class Executor:
                         )
                 case m.RenewLease():
                     reply = await self._authority.answer(message, client.link.nonce)
+                    if message.lease in self._granted:
+                        self._granted[message.lease] = client
                 case m.GetStatus():
                     reply = self._status()
                 case m.AdoptLink():
