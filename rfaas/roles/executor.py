@@ -49,6 +49,8 @@ REQUESTS_PER_LINK_MAX = 16
 REFUSED_TOKENS_MAX = 3  # of one link: guessing is made slow
 TICK_S = 0.1
 
+_ON_OPEN_LEASES = (m.StartWorker, m.StopWorker, m.SendLibrary, m.ListFunctions)
+
 log = logging.getLogger("rfaas.executor")
 
 
@@ -205,10 +207,17 @@ class Executor:
                 del self._granted[lease]
                 self._authority.over(Over(lease, "client-lost", m.Usage()))
 
+    def _check_own(self, client: Client, lease: str) -> None:
+        """What is done to a lease that is open here comes over the link that opened it."""
+        if self._clients.get(lease, client) is not client:
+            raise NotPermittedError(f"lease {lease[:8]} is another client's")
+
     async def _reply(self, client: Client, message: m.Message) -> None:
         fds: tuple[int, ...] = ()
         reply: m.Message
         try:
+            if isinstance(message, _ON_OPEN_LEASES):
+                self._check_own(client, message.lease)
             match message:
                 case m.StartWorker():
                     reply, fds = await self._start_worker(client, message)
@@ -276,6 +285,8 @@ class Executor:
 
     async def _claims(self, client: Client, request: m.OpenLease) -> Claims:
         """What a token grants; who shows too many that are not its own is sent away."""
+        if client.refused >= REFUSED_TOKENS_MAX:  # its link is about to be closed
+            raise NotPermittedError(f"{client.refused} tokens were refused on this link")
         try:
             return self._authority.claims(request, client.link.nonce)
         except (ProtocolError, NotPermittedError) as error:
