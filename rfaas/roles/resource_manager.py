@@ -193,8 +193,11 @@ async def run(
     clock: Clock,
     ready: Callable[[str], None],
     stop: asyncio.Event,
+    made: Callable[[ResourceManager], None] = lambda _: None,
 ) -> None:
     """Serve until `stop` is set; `ready` gets the one line that says so.
+
+    `made` gets the manager before that: for who looks on, and operates it.
 
     Raises:
         ConfigError, SystemCallError: the store cannot be used.
@@ -203,6 +206,7 @@ async def run(
     store = SqliteStore(config.store, config.synchronous)
     try:
         manager = ResourceManager(config, clock, store)
+        made(manager)
         welcome = messages.Welcome(version=PROTOCOL_VERSION, role=ROLE, name=platform.node())
         listener = await listen(config.address, welcome, manager.serve)
         try:
