@@ -13,7 +13,7 @@ import secrets
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from msgspec.structs import replace
 
@@ -166,6 +166,20 @@ class OwnAuthority:
         pass
 
 
+class Told(NamedTuple):
+    """Who hears what a resource manager does to a node.
+
+    `revoke` is called with (lease, cause) for a lease that must end, `terminate` for one that
+    will end soon, `joined` the first time that the manager has taken the node in, `lost` with
+    why if the link cannot be kept up any more, by a fault of ours.
+    """
+
+    revoke: Callable[[str, str], None]
+    terminate: Callable[[LeaseTerminating], None]
+    joined: Callable[[], None]
+    lost: Callable[[str], None]
+
+
 class ManagerAuthority:
     """A resource manager grants; its link is taken up again whenever it is lost.
 
@@ -173,10 +187,7 @@ class ManagerAuthority:
 
     Args:
         usage: what each lease here has used so far.
-        revoke: called with (lease, cause) for a lease that must end.
-        terminate: called for a lease that will end soon.
-        joined: called the first time that the manager has taken this node in.
-        lost: called with why if the link cannot be kept up any more, by a fault of ours.
+        device: over RDMA, the one to connect from; "": the one that the route leads over.
     """
 
     def __init__(
@@ -185,19 +196,15 @@ class ManagerAuthority:
         node: JoinNode,
         clock: Clock,
         usage: Callable[[], dict[str, Usage]],
-        revoke: Callable[[str, str], None],
-        terminate: Callable[[LeaseTerminating], None],
-        joined: Callable[[], None],
-        lost: Callable[[str], None],
+        told: Told,
+        device: str = "",
     ) -> None:
         self._address = address
+        self._device = device
         self._node = node
         self._clock = clock
         self._usage = usage
-        self._revoke = revoke
-        self._terminate = terminate
-        self._joined = joined
-        self._lost = lost
+        self._told = told
         self._keys: tuple[bytes, ...] = ()  # of this join and the one before
         self._link: AsyncLink | None = None
         self._unsent: deque[LeaseEnded] = deque(maxlen=UNSENT_MAX)  # while the manager is away
@@ -238,7 +245,7 @@ class ManagerAuthority:
         await asyncio.gather(self._task, return_exceptions=True)
 
     async def _keep_joined(self) -> None:
-        with no_silent_end("the link to the resource manager", self._lost):
+        with no_silent_end("the link to the resource manager", self._told.lost):
             await self._join_again()
 
     async def _join_again(self) -> None:
@@ -246,7 +253,7 @@ class ManagerAuthority:
         hello = Hello(version=PROTOCOL_VERSION, role="executor", name=self._node.node)
         while True:
             try:
-                link = await connect(self._address, hello)
+                link = await connect(self._address, hello, self._device)
                 try:
                     await self._serve(link)
                 finally:
@@ -276,18 +283,18 @@ class ManagerAuthority:
         while self._unsent:
             link.send(self._unsent.popleft())
         for lease in reply.revoked:
-            self._revoke(lease, "revoked")
+            self._told.revoke(lease, "revoked")
         log.info("node %s joined the %s at %s", self._node.node, link.peer, self._address)
         if first:
-            self._joined()
+            self._told.joined()
         beats = asyncio.get_running_loop().create_task(self._beat(link, reply.heartbeat_s))
         try:
             while (message := await link.receive()) is not None:
                 match message:
                     case LeaseTerminating():
-                        self._terminate(message)
+                        self._told.terminate(message)
                     case RevokeLease():
-                        self._revoke(message.lease, message.cause)
+                        self._told.revoke(message.lease, message.cause)
                     case Error():
                         raise ProtocolError(f"the manager refused a beat: {message.text}")
         finally:

@@ -24,7 +24,7 @@ from rfaas.clock import Clock
 from rfaas.config import ExecutorConfig
 from rfaas.control import aio
 from rfaas.control.aio import AsyncLink, Listener
-from rfaas.control.authority import Authority, ManagerAuthority, OwnAuthority
+from rfaas.control.authority import Authority, ManagerAuthority, OwnAuthority, Told
 from rfaas.core.supervisor import Over
 from rfaas.core.tokens import Claims
 from rfaas.errors import (
@@ -34,7 +34,6 @@ from rfaas.errors import (
     ProtocolError,
     RfaasError,
     SystemCallError,
-    UnavailableError,
     WorldError,
 )
 from rfaas.launch.libraries import Upload
@@ -112,7 +111,9 @@ class Executor:
         self._authority = OwnAuthority(self._node, self._clock)
         if private is not None:
             return self.listener.adopt(private)
-        self.listener = await aio.listen(self._config.address, self._welcome, self._serve)
+        self.listener = await aio.listen(
+            self._config.address, self._welcome, self._serve, self._device
+        )
         address = self.listener.address
         self._node = replace(self._node, address=address)
         where = f"executor {self._config.name} ready on {address}"
@@ -130,13 +131,16 @@ class Executor:
                 self._node,
                 self._clock,
                 self._pool.usage,
-                self._pool.end_lease,
-                self._terminate,
-                lambda: self._ready(
-                    f"{where}, lends {self._node.cores} cores; "
-                    f"next: rfaas call {flag}functions/libfunctions.so echo README.md"
+                Told(
+                    revoke=self._pool.end_lease,
+                    terminate=self._terminate,
+                    joined=lambda: self._ready(
+                        f"{where}, lends {self._node.cores} cores; "
+                        f"next: rfaas call {flag}functions/libfunctions.so echo README.md"
+                    ),
+                    lost=self._lost,
                 ),
-                self._lost,
+                self._device,
             )
         return None
 
@@ -313,9 +317,9 @@ class Executor:
         carrier = transport(fitting(request.transport, client.link.passes_fds))
         try:
             host = carrier.host(self._device)
-        except UnavailableError as error:  # which would ask the client for its library
+        except WorldError as error:
             text = f"node {self._config.name} cannot serve over {carrier.name}: {error.text}"
-            raise WorldError(text, hint=error.hint) from None
+            raise type(error)(text, hint=error.hint) from None
         worker, process, lease = await self._pool.start(request, carrier.name, host)
         log.info(
             "lease %s: worker %d serves %d lanes on processors %s",

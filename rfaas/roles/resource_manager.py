@@ -193,11 +193,13 @@ async def run(
     clock: Clock,
     ready: Callable[[str], None],
     stop: asyncio.Event,
+    device: str = "",
     made: Callable[[ResourceManager], None] = lambda _: None,
 ) -> None:
     """Serve until `stop` is set; `ready` gets the one line that says so.
 
     `made` gets the manager before that: for who looks on, and operates it.
+    `device` is where an address of the form verbs:*:PORT is, "": the first that can be used.
 
     Raises:
         ConfigError, SystemCallError: the store cannot be used.
@@ -208,7 +210,7 @@ async def run(
         manager = ResourceManager(config, clock, store)
         made(manager)
         welcome = messages.Welcome(version=PROTOCOL_VERSION, role=ROLE, name=platform.node())
-        listener = await listen(config.address, welcome, manager.serve)
+        listener = await listen(config.address, welcome, manager.serve, device)
         try:
             at = manager.state.address = listener.address
             flag = "" if is_local(at) else f" --resource-manager {announced(at, platform.node())}"

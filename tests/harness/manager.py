@@ -47,7 +47,7 @@ def operated(site: Site) -> Iterator[Operator]:
         loops.append(asyncio.get_running_loop())
         stops.append(asyncio.Event())
         await resource_manager.run(
-            config, SystemClock(), lambda _: ready.set(), stops[0], made.append
+            config, SystemClock(), lambda _: ready.set(), stops[0], made=made.append
         )
 
     thread = threading.Thread(target=lambda: asyncio.run(live()), name="manager")

@@ -152,7 +152,7 @@ class Site:
             ready.set()
 
         running = asyncio.create_task(
-            resource_manager.run(self.config(), self.clock, note, stop, made.append)
+            resource_manager.run(self.config(), self.clock, note, stop, made=made.append)
         )
         waiting = asyncio.create_task(ready.wait())
         await asyncio.wait([running, waiting], return_when=asyncio.FIRST_COMPLETED)
