@@ -110,7 +110,9 @@ async def _serve(
 
         manager = config.resource_manager
         _ensure_place(manager.address)
-        managing = resource_manager.run(manager, clock, ready, stop_manager, config.rdma.device)
+        managing = resource_manager.run(
+            manager, clock, ready, stop_manager, config.rdma.device, config.control
+        )
         roles.append(loop.create_task(managing))
     if nursery is not None:
         from rfaas.launch import node
@@ -122,7 +124,7 @@ async def _serve(
         else:
             _ensure_place(own.address)
         serving = executor.run(
-            own, clock, ready, stop, nursery, private, waiting, config.rdma.device
+            own, clock, ready, stop, nursery, private, waiting, config.rdma.device, config.control
         )
         task = loop.create_task(serving)
         task.add_done_callback(lambda _: stop_manager.set())  # it tells the manager how it ended

@@ -16,6 +16,8 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Literal
 
+from msgspec.structs import replace
+
 from rfaas.addresses import is_local
 from rfaas.client.lease import Lease
 from rfaas.client.library import Library
@@ -120,7 +122,12 @@ class Session:
             raise
 
     def _link_at(self, address: str) -> Link:
-        return links.connect(address, self._hello, self.config.rdma.device)
+        hello = self._hello
+        if self.config.control.auth != "none":
+            from rfaas.control import munge
+
+            hello = replace(hello, credential=munge.credential(self.config.control))
+        return links.connect(address, hello, self.config.rdma.device)
 
     def lease(  # noqa: PLR0913 - as many things can be asked for
         self,

@@ -21,8 +21,8 @@ from msgspec.structs import replace
 
 from rfaas import __version__, addresses
 from rfaas.clock import Clock
-from rfaas.config import ExecutorConfig
-from rfaas.control import aio
+from rfaas.config import ControlConfig, ExecutorConfig
+from rfaas.control import aio, munge
 from rfaas.control.aio import AsyncLink, Listener
 from rfaas.control.authority import Authority, ManagerAuthority, OwnAuthority, Told
 from rfaas.core.supervisor import Over
@@ -78,10 +78,12 @@ class Executor:
         ready: Callable[[str], None],
         lost: Callable[[str], None],
         device: str = "",
+        control: ControlConfig = ControlConfig(),  # noqa: B008 - frozen
     ) -> None:
         cores, cpus = cores_of(config)
         self._config = config
         self._device = device
+        self._control = control
         self._clock = clock
         self._started_s = clock.monotonic_s()
         self._clients: dict[str, Client] = {}  # by lease
@@ -112,7 +114,11 @@ class Executor:
         if private is not None:
             return self.listener.adopt(private)
         self.listener = await aio.listen(
-            self._config.address, self._welcome, self._serve, self._device
+            self._config.address,
+            self._welcome,
+            self._serve,
+            self._device,
+            munge.admit(self._control),
         )
         address = self.listener.address
         self._node = replace(self._node, address=address)
@@ -141,6 +147,7 @@ class Executor:
                     lost=self._lost,
                 ),
                 self._device,
+                self._control,
             )
         return None
 
@@ -404,7 +411,7 @@ def unexpected(error: Exception, message: m.Message) -> RfaasError:
     )
 
 
-async def run(
+async def run(  # noqa: PLR0913, PLR0917 - what it is made of
     config: ExecutorConfig,
     clock: Clock,
     ready: Callable[[str], None],
@@ -413,6 +420,7 @@ async def run(
     private: socket.socket | None = None,
     waiting: Callable[[str], None] = lambda _: None,
     device: str = "",
+    control: ControlConfig = ControlConfig(),  # noqa: B008 - frozen
 ) -> None:
     """Live as an executor until `stop` is set, or the link of a private one ends.
 
@@ -422,6 +430,7 @@ async def run(
         private: the link of the one client to serve.
         waiting: called, before `ready`, when it listens and has yet to join its manager.
         device: the RDMA device that workers listen on; "": the first that can be used.
+        control: who may connect, and how the manager finds out whose node this is.
 
     Raises:
         AddressInUseError, SystemCallError: it cannot listen.
@@ -434,7 +443,7 @@ async def run(
         stop.set()
 
     loop = asyncio.get_running_loop()
-    executor = Executor(config, clock, zygote, ready, lost, device)
+    executor = Executor(config, clock, zygote, ready, lost, device, control)
     ticking = loop.create_task(executor.tick())
     waits: list[asyncio.Task[object]] = [loop.create_task(stop.wait())]
     try:

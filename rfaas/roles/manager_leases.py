@@ -39,7 +39,8 @@ class Leases:
             LeaseEndedError: it was over before the store had it.
         """
         state = self._state
-        ask = ask_of(asked, account_of(asked.client), state.new_id())
+        account = peer.link.user or account_of(asked.client)
+        ask = ask_of(asked, account, state.new_id())
         try:
             lease = state.ledger.ask(ask, state.now_s())
             if lease is None:

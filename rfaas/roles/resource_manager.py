@@ -35,7 +35,8 @@ import msgspec
 
 from rfaas.addresses import announced, is_local
 from rfaas.clock import Clock
-from rfaas.config import ResourceManagerConfig
+from rfaas.config import ControlConfig, ResourceManagerConfig
+from rfaas.control import munge
 from rfaas.control.aio import AsyncLink, listen
 from rfaas.core.events import Events
 from rfaas.errors import CapacityError, PeerLostError, ProtocolError, RfaasError
@@ -194,12 +195,14 @@ async def run(
     ready: Callable[[str], None],
     stop: asyncio.Event,
     device: str = "",
+    control: ControlConfig = ControlConfig(),  # noqa: B008 - frozen
     made: Callable[[ResourceManager], None] = lambda _: None,
 ) -> None:
     """Serve until `stop` is set; `ready` gets the one line that says so.
 
     `made` gets the manager before that: for who looks on, and operates it.
     `device` is where an address of the form verbs:*:PORT is, "": the first that can be used.
+    `control` says who may connect.
 
     Raises:
         ConfigError, SystemCallError: the store cannot be used.
@@ -210,7 +213,8 @@ async def run(
         manager = ResourceManager(config, clock, store)
         made(manager)
         welcome = messages.Welcome(version=PROTOCOL_VERSION, role=ROLE, name=platform.node())
-        listener = await listen(config.address, welcome, manager.serve, device)
+        admit = munge.admit(control)
+        listener = await listen(config.address, welcome, manager.serve, device, admit)
         try:
             at = manager.state.address = listener.address
             flag = "" if is_local(at) else f" --resource-manager {announced(at, platform.node())}"
