@@ -12,9 +12,10 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import msgspec
+from msgspec import Struct
 
 from rfaas import __version__, config_text
 from rfaas.errors import ConfigError, near
@@ -31,14 +32,14 @@ _BESIDE_SECTIONS = ("format", HOST)
 _VARIABLES = ("RFAAS_CONFIG", "RFAAS_PYTHON", "RFAAS_RUNTIME_DIR", "RFAAS_STATE_DIR")
 
 
-class Declared(NamedTuple):
+class Declared(Struct, frozen=True):
     """What there is: sections and the names of their keys, and on demand the keys themselves."""
 
     sections: Mapping[str, Sequence[str]]
     keys: Callable[[str], Mapping[str, config_text.Key]]  # taking types apart costs milliseconds
 
 
-class Given(NamedTuple):
+class Given(Struct, frozen=True):
     """One value that some source gives."""
 
     where: str  # how a message names its place
@@ -224,13 +225,15 @@ def checked(given: Given, declared: Declared) -> object:
     except msgspec.ValidationError:
         text, hint = config_text.fault(key, value)
         raise ConfigError(f"{given.where}: {text}", hint=hint) from None
-    if key.form == "address" and isinstance(value, str) and value not in ("", *key.words):
+    is_address = key.form in ("address", "host-port")
+    if is_address and isinstance(value, str) and value not in ("", *key.words):
         from rfaas import addresses
 
         try:
             # Whom to ask must be somebody; where to listen may be left open.
             listens = given.key == "address"
-            (addresses.parse if listens else addresses.reachable)(value)
+            scheme = "tcp:" if key.form == "host-port" else ""
+            (addresses.parse if listens else addresses.reachable)(scheme + value)
         except ConfigError as error:
             raise ConfigError(f"{given.where}: {error.text}", hint=error.hint) from None
     return value

@@ -111,7 +111,14 @@ async def _serve(
         manager = config.resource_manager
         _ensure_place(manager.address)
         managing = resource_manager.run(
-            manager, clock, ready, stop_manager, config.rdma.device, config.control
+            manager,
+            clock,
+            ready,
+            stop_manager,
+            config.rdma.device,
+            config.http,
+            config.prices,
+            config.control,
         )
         roles.append(loop.create_task(managing))
     if nursery is not None:

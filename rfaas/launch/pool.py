@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable
 
 from rfaas.clock import Clock
@@ -21,10 +22,11 @@ from rfaas.errors import (
     LibraryMissingError,
     RfaasError,
 )
+from rfaas.launch.accounts import Accounts
 from rfaas.launch.apart import WorkerApart
 from rfaas.launch.libraries import Libraries
 from rfaas.launch.node import partners_of
-from rfaas.launch.workers import WorkerProcess, Zygote, exit_text
+from rfaas.launch.workers import WorkerProcess, Zygote, crash_cause, exit_text
 from rfaas.launch.zygote import Started
 from rfaas.proto.messages import StartWorker, Usage
 from rfaas.proto.worker_messages import Limits, LoadLibrary, SpawnWorker
@@ -61,9 +63,11 @@ class Pool:
         self._clock = clock
         self._supervisor = Supervisor(cpus, config.workers_crashed_max)
         self._partners = partners_of(cpus)
+        self._accounts = Accounts()
         self._node = zygote.node
         self._zygote = Zygote(zygote.pid, zygote.sock, lost)
         self._processes: dict[int, WorkerProcess] = {}
+        self.crashes: Counter[str] = Counter()  # workers that died of themselves, by cause
         self._exited = exited
         self._over = over
         self._changed = asyncio.Condition()
@@ -133,6 +137,8 @@ class Pool:
         worker = self._supervisor.start(request.lease)
         process = self._process(worker.number, request, lease, transport)
         self._processes[worker.number] = process
+        if transport == "verbs":
+            process.account = self._accounts.open(host, len(lease.cpus))
         order = SpawnWorker(
             isolation=lease.claims.isolation,
             lease=request.lease,
@@ -148,6 +154,7 @@ class Pool:
             degrade=tuple(self._node.degrade.split()),
             transport=transport,
             host=host,
+            counts=process.account.place if process.account is not None else None,
         )
         try:
             await asyncio.wait_for(
@@ -234,6 +241,7 @@ class Pool:
         for process in self._processes.values():
             process.end_rings()
             await process.close()
+        self._accounts.close()
         self.libraries.close()
 
     def _usage(self, lease: str) -> Usage:
@@ -256,6 +264,8 @@ class Pool:
     def _died(self, worker: Worker, status: int) -> None:
         process = self._processes[worker.number]
         text = f"the worker died: {exit_text(status)}" if status >= 0 else "its zygote is gone"
+        if worker.state != "stopping":
+            self.crashes[crash_cause(status)] += 1
         text = process.epitaph or text
         log.info("lease %s: worker %d: %s", worker.lease[:8], process.pid, worker.reason or text)
         self._finish(worker, process, text)

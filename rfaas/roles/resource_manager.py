@@ -35,7 +35,7 @@ import msgspec
 
 from rfaas.addresses import announced, is_local
 from rfaas.clock import Clock
-from rfaas.config import ControlConfig, ResourceManagerConfig
+from rfaas.config import ControlConfig, HttpConfig, PricesConfig, ResourceManagerConfig
 from rfaas.control import munge
 from rfaas.control.aio import AsyncLink, listen
 from rfaas.core.events import Events
@@ -47,10 +47,12 @@ from rfaas.roles.manager_leases import Leases
 from rfaas.roles.manager_nodes import Nodes
 from rfaas.roles.manager_reports import ROLE, Reports
 from rfaas.roles.manager_state import Peer, State
+from rfaas.roles.manager_view import View
+from rfaas.roles.manager_web import web_of
 from rfaas.store import Store
 from rfaas.store.sqlite import SqliteStore
 
-TICK_S = 1.0  # the longest that an expiry or a usage waits to be noticed and saved
+TICK_S = 0.5  # the longest that an expiry or a usage waits to be noticed and saved
 WAITS_PER_LINK_MAX = 64  # requests of one link in the queue
 REFUSED_PROOFS_MAX = 3  # of one link: guessing is made slow
 
@@ -69,11 +71,15 @@ class ResourceManager:
         clock: Clock,
         store: Store,
         random_bytes: Callable[[int], bytes] = secrets.token_bytes,
+        prices: PricesConfig | None = None,
     ) -> None:
         self.state = State(config, clock, store, random_bytes)
         self.leases = Leases(self.state)
         self.nodes = Nodes(self.state, self.leases)
         self.reports = Reports(self.state)
+        self.view = View(
+            self.state, self.nodes, self.leases, self.reports, store, prices or PricesConfig()
+        )
         self.tick_s = min(TICK_S, config.heartbeat_s, self.state.ledger.away_s / 2)
         self._stopping = False
 
@@ -88,6 +94,7 @@ class ResourceManager:
         """What need not happen at once: usage to the store, old leases out of it."""
         self.state.tick()
         self.state.commits.housekeep()
+        self.view.sample()
 
     def stop(self) -> None:
         """From here on a link that ends takes nothing with it."""
@@ -175,6 +182,8 @@ class ResourceManager:
                 return self.reports.status()
             case _ if peer.role == "executor":
                 return self._answer_executor(peer, message)
+        if (report := await self.view.answer(message)) is not None:
+            return report
         raise _not_answered(peer, message)
 
     def _answer_executor(self, peer: Peer, message: Message) -> Message | None:
@@ -189,20 +198,25 @@ class ResourceManager:
         raise _not_answered(peer, message)
 
 
-async def run(
+async def run(  # noqa: PLR0913, PLR0917 - what it is made of
     config: ResourceManagerConfig,
     clock: Clock,
     ready: Callable[[str], None],
     stop: asyncio.Event,
     device: str = "",
+    http: HttpConfig | None = None,
+    prices: PricesConfig | None = None,
     control: ControlConfig = ControlConfig(),  # noqa: B008 - frozen
     made: Callable[[ResourceManager], None] = lambda _: None,
 ) -> None:
     """Serve until `stop` is set; `ready` gets the one line that says so.
 
-    `made` gets the manager before that: for who looks on, and operates it.
-    `device` is where an address of the form verbs:*:PORT is, "": the first that can be used.
-    `control` says who may connect.
+    Args:
+        device: where an address of the form verbs:*:PORT is, "": the first that can be used.
+        http: where people look on, None: nowhere.
+        prices: what bills cost.
+        control: who may connect.
+        made: gets the manager before `ready`: for who operates it.
 
     Raises:
         ConfigError, SystemCallError: the store cannot be used.
@@ -210,21 +224,26 @@ async def run(
     """
     store = SqliteStore(config.store, config.synchronous)
     try:
-        manager = ResourceManager(config, clock, store)
+        manager = ResourceManager(config, clock, store, prices=prices)
         made(manager)
+        web = web_of(http, manager.view)
         welcome = messages.Welcome(version=PROTOCOL_VERSION, role=ROLE, name=platform.node())
         admit = munge.admit(control)
         listener = await listen(config.address, welcome, manager.serve, device, admit)
         try:
             at = manager.state.address = listener.address
             flag = "" if is_local(at) else f" --resource-manager {announced(at, platform.node())}"
-            ready(f"resource manager ready on {at}; next: rfaas serve --role executor{flag}")
+            page = web.start() if web is not None else ""
+            next_ = f"next: rfaas serve --role executor{flag}"
+            ready(f"resource manager ready on {at}{page}; {next_}")
             while not stop.is_set():
                 with suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(stop.wait(), manager.tick_s)
                 manager.housekeep()
         finally:
             manager.stop()
+            if web is not None:
+                await web.close()
             await listener.close()
             await manager.close()
     finally:

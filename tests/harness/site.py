@@ -30,6 +30,7 @@ SETTINGS: Mapping[str, object] = {
     "lane.hot_timeout_ms": 1,
     "lane.slot_bytes": 65536,
     "lease.memory": "64MiB",
+    "http.address": "none",
 }
 
 _PRELUDE = """
