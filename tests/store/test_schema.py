@@ -39,15 +39,18 @@ LEASE = LeaseRecord(
 # What an rfaas of each version wrote, as literal as a file: never changed afterwards.
 WRITTEN: dict[int, tuple[str, ...]] = {
     1: (
-        (
-            "INSERT INTO nodes VALUES ('n1', 'unix:/run/n1', '11111111111111111111111111111111', 4,"
-            " 8589934592, '[\"process\"]',"
-            " x'000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f')"
-        ),
-        (
-            "INSERT INTO leases VALUES ('aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa', 'tester', 'n1', 2,"
-            " 1073741824, 'process', 60.0, 1800000000.0, 1800000060.0, 3, 'live', 0, 0, 0, 7, 0)"
-        ),
+        """
+        INSERT INTO nodes VALUES (
+            'n1', 'unix:/run/n1', '11111111111111111111111111111111', 4, 8589934592,
+            '["process"]', x'000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f'
+        )
+        """,
+        """
+        INSERT INTO leases VALUES (
+            'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa', 'tester', 'n1', 2, 1073741824, 'process',
+            60.0, 1800000000.0, 1800000060.0, 3, 'live', 0, 0, 0, 7, 0
+        )
+        """,
         "UPDATE counters SET value = 3",
     ),
 }
