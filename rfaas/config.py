@@ -55,6 +55,7 @@ Words = Annotated[
         description="words of small letters, digits and -, with spaces between them",
     ),
 ]
+Switch = Annotated[bool, Meta()]
 Cores = Annotated[int, Meta(ge=1, le=65536)]
 Duration = Annotated[float, Meta(ge=0.1, le=_TEN_YEARS_S)]
 
@@ -110,7 +111,7 @@ class LeaseConfig(Section, frozen=True):
 
     cores: Cores = 1
     memory: Size = 1 << 30
-    isolation: Literal["none", "process", "sandbox", "container"] = "process"
+    isolation: Literal["default", "none", "process", "sandbox", "container"] = "default"
 
 
 class SandboxConfig(Section, frozen=True):
@@ -118,6 +119,7 @@ class SandboxConfig(Section, frozen=True):
 
     levels: Words = "all"
     degrade: Words = "cgroup landlock time"
+    require: Switch = False
     libraries: Path = _LIBRARIES
     processes: Annotated[int, Meta(ge=1, le=2**22)] = 64
     open_files: Annotated[int, Meta(ge=32, le=2**20)] = 256

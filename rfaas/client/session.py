@@ -106,7 +106,9 @@ class Session:
                         f"no resource manager: {error.text}",
                         hint="start one with: rfaas serve --role resource-manager",
                     ) from None
-        self._private = PrivateExecutor(self.config.executor, self.config.rdma.device)
+        self._private = PrivateExecutor(
+            self.config.executor, self.config.sandbox, self.config.rdma.device
+        )
         try:
             return links.greet(
                 self._private.link_socket, "the private executor", self._hello
@@ -133,6 +135,8 @@ class Session:
             cores: one lane each; None: `lease.cores` of the configuration, and so below.
             library: path of a shared object, or its bytes.
             memory: bytes that the worker may use, or text such as "2GiB".
+            isolation: the level that the worker is held by; "default": `sandbox`, or of a private
+                executor that cannot hold it, since the functions are the caller's own, `process`.
             slots: calls that a lane can hold at once.
             slot_bytes: the largest input, and output, of a call.
             hot_timeout_ms: milliseconds that a lane spins after a call before it
@@ -152,7 +156,7 @@ class Session:
             cores=self._asked("lease", "cores", cores),
             memory_bytes=self._asked("lease", "memory", memory),
             duration_s=self.config.client.lease_duration_s,
-            isolation=self._asked("lease", "isolation", isolation),
+            isolation=self._isolation(isolation),
         )
         found = Library.read(library)
         lease = Lease(
@@ -188,6 +192,11 @@ class Session:
         if value is None:
             return getattr(getattr(self.config, section), key)
         return checked_argument(key, f"{section}.{key}", value)
+
+    def _isolation(self, asked: str | None) -> str:
+        """The level to ask for: what is the default is said by a private executor, or known."""
+        level: str = self._asked("lease", "isolation", asked)
+        return "sandbox" if level == "default" and self._private is None else level
 
     def ask(self, message: Message, kind: type[Reply]) -> Reply:
         """Ask whoever grants leases; one that was replaced meanwhile is found again.
