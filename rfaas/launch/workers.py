@@ -34,6 +34,7 @@ from rfaas.proto.worker_messages import (
     WorkerDied,
     WorkerSpawned,
 )
+from rfaas.sandbox import cgroups
 from rfaas.transport import ring
 
 CLOSE_TIMEOUT_S = 2.0  # for the zygote to end its workers; it needs a few milliseconds
@@ -95,10 +96,12 @@ class Zygote:
         await self._link.close()
         for _ in range(round(CLOSE_TIMEOUT_S / CLOSE_POLL_S)):
             if os.waitpid(self._pid, os.WNOHANG)[0]:  # noqa: ASYNC222 - does not block
-                return
+                break
             await asyncio.sleep(CLOSE_POLL_S)
-        os.kill(self._pid, signal.SIGKILL)
-        os.waitpid(self._pid, 0)  # noqa: ASYNC222 - it was killed
+        else:
+            os.kill(self._pid, signal.SIGKILL)
+            os.waitpid(self._pid, 0)  # noqa: ASYNC222 - it was killed
+        cgroups.sweep(cgroups.find()[0], cgroups.name_of(self._pid))  # what a killed one has left
 
     async def _read(self) -> None:
         with no_silent_end("the link to the zygote", lambda _: None):  # what follows is the same
