@@ -51,7 +51,9 @@ class Node:
             pytest.fail(f"the executor ended with status {status}:\n{why}")
         children = [p for p in descendants(self.executor.pid) if parent_of(p) == self.executor.pid]
         (self.pid,) = children
-        self.groups = f"rfaas-{os.stat(f'/proc/{self.pid}/ns/pid').st_ino}-"
+        (self.zygote,) = (p for p in descendants(self.pid) if parent_of(p) == self.pid)
+        started = Path(f"/proc/{self.zygote}/stat").read_text().rpartition(")")[2].split()[19]
+        self.groups = f"-{started}-"  # sandbox/cgroups.py, name_of
         self.session: Session = site.session(
             client__executor=site.address("executor"), lease__isolation=level
         )
@@ -84,10 +86,8 @@ class Node:
 
     def kill_zygote(self) -> None:
         """As a crash of it, or the kernel out of memory, would; the executor gives up then."""
-        own = [p for p in descendants(self.pid) if parent_of(p) == self.pid]
-        (zygote,) = own
         self.status = 70
-        os.kill(zygote, signal.SIGKILL)
+        os.kill(self.zygote, signal.SIGKILL)
 
     def close(self) -> None:
         if self.pid:
@@ -98,11 +98,13 @@ class Node:
             assert groups_left(self.groups) == []
 
 
-def groups_left(beginning: str) -> list[str]:
+def groups_left(part: str) -> list[str]:
     """Control groups that an executor has made and not removed."""
     found = []
     for place, folders, _ in os.walk("/sys/fs/cgroup"):
-        found += [f"{place}/{name}" for name in folders if name.startswith(beginning)]
+        found += [
+            f"{place}/{name}" for name in folders if name.startswith("rfaas-") and part in name
+        ]
     return found
 
 
