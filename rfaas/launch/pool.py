@@ -140,8 +140,6 @@ class Pool:
             ),
             cpus=lease.cpus,
         )
-        output = Output(aloud=self._config.name == PRIVATE)
-        self.outputs.keep(request.lease, output)
         task = LoadLibrary(
             ring_bytes=process.ring_bytes,
             cpus=lease.cpus,
@@ -153,6 +151,8 @@ class Pool:
             host=host,
         )
         try:
+            output = Output(aloud=self._config.name == PRIVATE)
+            self.outputs.keep(request.lease, output)
             await asyncio.wait_for(
                 process.start(
                     self._zygote, order, output, task, library_fd, lambda d: self._died(worker, d)

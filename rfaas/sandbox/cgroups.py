@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -24,6 +25,7 @@ BASE_BYTES = 64 << 20  # what a worker itself touches of its own, before the fun
 STALE_S = 60.0  # a group that old and without a process is in nobody's hands
 BASE_PROCESSES = 2  # its init, and its main thread
 _PREFIX = "rfaas-"
+_OURS = re.compile(r"rfaas-\d+-\d+-\d+-\d+")
 _ESCAPES = (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\"))  # of mountinfo
 
 
@@ -176,7 +178,7 @@ def sweep(places: Places, name: str = "") -> bool:
     for folder in set(places.folders.values()):
         with suppress(OSError):
             for found in os.listdir(folder):
-                if not found.startswith(name or _PREFIX):
+                if not _OURS.fullmatch(found) or not found.startswith(name):
                     continue
                 path = f"{folder}/{found}"
                 try:
