@@ -13,6 +13,8 @@ Split by whose fault it is, because that decides what a person does next:
     │   ├── CapacityError           not enough cores, memory or slots
     │   ├── AddressInUseError       somebody else listens there
     │   ├── UnavailableError        nobody answers there
+    │   ├── DeviceError             no RDMA device, or one that cannot be used
+    │   ├── LibraryMissingError     the node does not have the library (yet)
     │   ├── PeerLostError           a peer that did answer is gone
     │   ├── ProtocolError           a peer sent what the protocol forbids
     │   ├── LeaseEndedError         the lease is over (expired, revoked, lost)
@@ -43,11 +45,13 @@ __all__ = [
     "ClosedError",
     "ConfigError",
     "DeadlineExceededError",
+    "DeviceError",
     "FunctionFailedError",
     "FunctionNotFoundError",
     "InternalError",
     "LeaseEndedError",
     "LibraryError",
+    "LibraryMissingError",
     "NotDoneError",
     "NotPermittedError",
     "OutputTooLargeError",
@@ -125,6 +129,14 @@ class AddressInUseError(WorldError):
 
 class UnavailableError(WorldError):
     code = "unavailable"
+
+
+class DeviceError(WorldError):
+    code = "device"
+
+
+class LibraryMissingError(WorldError):
+    code = "library-missing"
 
 
 class PeerLostError(WorldError):
