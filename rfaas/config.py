@@ -122,6 +122,8 @@ class SandboxConfig(Section, frozen=True):
     degrade: Words = "cgroup landlock time"
     require: Switch = False
     libraries: Path = _LIBRARIES
+    pool: Annotated[int, Meta(ge=0, le=1024)] = 1
+    pool_age_s: Annotated[float, Meta(ge=1, le=_TEN_YEARS_S)] = 300.0
     processes: Annotated[int, Meta(ge=1, le=2**22)] = 64
     open_files: Annotated[int, Meta(ge=32, le=2**20)] = 256
     file_size: Size = 1 << 30

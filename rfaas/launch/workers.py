@@ -14,7 +14,7 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
@@ -30,13 +30,18 @@ from rfaas.proto.worker_messages import (
     Lack,
     LevelsFound,
     LibraryLoaded,
+    LimitWorker,
     LoadLibrary,
     SpawnWorker,
     WorkerDied,
+    WorkerLimited,
     WorkerSpawned,
 )
 from rfaas.sandbox import cgroups
 from rfaas.transport import ring
+
+if TYPE_CHECKING:
+    from rfaas.launch.warm import Spare
 
 CLOSE_TIMEOUT_S = 2.0  # for the zygote to end its workers; it needs a few milliseconds
 CLOSE_POLL_S = 0.002
@@ -59,6 +64,7 @@ class Zygote:
         self._link = AsyncLink(sock, "the zygote")
         self._lost = lost
         self._spawning: dict[int, asyncio.Future[tuple[int, asyncio.Future[WorkerDied]]]] = {}
+        self._limiting: dict[int, asyncio.Future[None]] = {}
         self._deaths: dict[int, asyncio.Future[WorkerDied]] = {}
         self._levels: asyncio.Future[dict[str, tuple[Lack, ...]]]
         self._levels = asyncio.get_running_loop().create_future()
@@ -89,6 +95,19 @@ class Zygote:
             raise
         return pid, death, link
 
+    async def limit(self, pid: int, order: SpawnWorker) -> None:
+        """Give a worker that waited the limits of its lease.
+
+        Raises:
+            SystemCallError: they cannot be set.
+        """
+        self._next_id += 1
+        done = self._limiting[self._next_id] = asyncio.get_running_loop().create_future()
+        self._link.send(
+            LimitWorker(id=self._next_id, pid=pid, limits=order.limits, cpus=order.cpus)
+        )
+        await done
+
     def kill(self, pid: int) -> None:
         """Kill a worker and what it started; its death comes as an event."""
         self._link.send(KillWorker(pid=pid))
@@ -110,7 +129,11 @@ class Zygote:
         with no_silent_end("the link to the zygote", lambda _: None):  # what follows is the same
             await self._read_all()
         error = InternalError(ZYGOTE_GONE)
-        waiting: list[asyncio.Future[Any]] = [*self._spawning.values(), *self._deaths.values()]
+        waiting: list[asyncio.Future[Any]] = [
+            *self._spawning.values(),
+            *self._limiting.values(),
+            *self._deaths.values(),
+        ]
         if not self._levels.done():
             self._levels.set_exception(error)
             self._levels.exception()  # who asks for it later hears it all the same
@@ -130,6 +153,14 @@ class Zygote:
                     answer = self._spawning.pop(message.id)
                     if not answer.done():  # who asked may have gone
                         answer.set_result((message.pid, death))
+                case WorkerLimited():
+                    limited = self._limiting.pop(message.id)
+                    if not limited.done():
+                        limited.set_result(None)
+                case Error() if message.id in self._limiting:
+                    limited = self._limiting.pop(message.id)
+                    if not limited.done():
+                        limited.set_exception(from_wire(message.code, message.text, message.hint))
                 case Error() if message.id in self._spawning:
                     answer = self._spawning.pop(message.id)
                     if not answer.done():
@@ -160,6 +191,7 @@ class WorkerProcess:
         self.doomed = False  # to be killed as soon as it is there
         self.epitaph = ""  # what it died of, if its wait status does not tell
         self.output: Output | None = None  # where what it writes goes, lent until it is gone
+        self.spare: Spare | None = None  # the process that waited for this
         self.functions: list[str] = []
         self.endpoint: Endpoint | None = None
         self.steps_ns: dict[str, int] = {}
@@ -199,15 +231,20 @@ class WorkerProcess:
         fds: list[int],
         died: Callable[[WorkerDied | None], None],
     ) -> None:
-        output_fd = self.output.fd if self.output else 2
-        self.pid, self._death, self._link = await zygote.spawn(order, output_fd)
-        if self.output:
-            self.output.started()
+        if self.spare is not None:
+            self.pid, self._death, self._link, *_ = self.spare
+        else:
+            output_fd = self.output.fd if self.output else 2
+            self.pid, self._death, self._link = await zygote.spawn(order, output_fd)
         self._death.add_done_callback(
             lambda death: died(None if death.exception() else death.result())
         )
+        if self.output:
+            self.output.started()
         if self.doomed:
             zygote.kill(self.pid)
+        if self.spare is not None:
+            await zygote.limit(self.pid, order)
         self._link.send(task, fds)
         while (message := await self._link.receive()) is not None:
             match message:

@@ -29,6 +29,7 @@ from rfaas.proto.worker_messages import (
     LimitWorker,
     SpawnWorker,
     WorkerDied,
+    WorkerLimited,
     WorkerSpawned,
 )
 
@@ -132,7 +133,16 @@ def _obey(link: Link, workers: Workers, worker_main: WorkerMain, node: SandboxCo
                     os.close(fd)
                     os.close(output_fd)
             case LimitWorker() if message.pid in workers:
-                workers[message.pid].limit(message.limits, message.cpus)
+                try:
+                    workers[message.pid].limit(message.limits, message.cpus)
+                except OSError as error:
+                    text = f"cannot limit a worker: {error.strerror}"
+                    link.send(Error(id=message.id, code=SystemCallError.code, text=text))
+                else:
+                    link.send(WorkerLimited(id=message.id))
+            case LimitWorker():
+                text = "the worker that was to be limited is gone"
+                link.send(Error(id=message.id, code=SystemCallError.code, text=text))
             case KillWorker() if message.pid in workers:
                 workers[message.pid].kill()
 

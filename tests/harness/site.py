@@ -30,6 +30,7 @@ SETTINGS: Mapping[str, object] = {
     "lane.hot_timeout_ms": 1,
     "lane.slot_bytes": 65536,
     "lease.memory": "64MiB",
+    "sandbox.pool": 0,  # what waits there is in the way of tests that look for processes
     "lease.isolation": "process",  # test functions speak to tests by files; tests/e2e/test_hostile
 }
 
