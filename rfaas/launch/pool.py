@@ -159,7 +159,7 @@ class Pool:
             host=host,
         )
         try:
-            process.spare = self._warm.take(order.isolation)
+            process.spare = await self._warm.take(order)
             process.output = (
                 process.spare.output
                 if process.spare is not None

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from rfaas.clock import Clock
 from rfaas.config import SandboxConfig
 from rfaas.control.aio import AsyncLink
-from rfaas.errors import PeerLostError, RfaasError
+from rfaas.errors import PeerLostError, RfaasError, SystemCallError
 from rfaas.launch.output import Output
 from rfaas.launch.workers import Zygote
 from rfaas.proto.worker_messages import SpawnWorker, WorkerDied
@@ -49,19 +49,27 @@ class Warm:
         self._level = ""  # none wait, as long as nobody wants one
         self._spares: list[Spare] = []
         self._filling: asyncio.Task[None] | None = None
+        self._closing: set[asyncio.Task[None]] = set()
 
     def want(self, level: str) -> None:
         """Have workers of this level wait from now on."""
         self._level = level
         self._fill()
 
-    def take(self, level: str) -> Spare | None:
-        """A waiting worker of that level, now the caller's; another one is to follow."""
-        while level == self._level and self._spares:
+    async def take(self, order: SpawnWorker) -> Spare | None:
+        """A waiting worker of that level with those limits, now the caller's; or None."""
+        while order.isolation == self._level and self._spares:
             spare = self._spares.pop(0)
-            if not spare.death.done():
+            try:
+                await self._zygote.limit(spare.pid, order)
+            except SystemCallError as error:  # it has died while it waited
+                log.info("a worker that waited cannot be taken: %s", error.text)
+                self._drop(spare)
+            except BaseException:
+                self._drop(spare)
+                raise
+            else:
                 return spare
-            self._drop(spare)
         return None
 
     def tick(self) -> None:
@@ -82,6 +90,7 @@ class Warm:
         for spare in spares:
             await spare.link.close()
             spare.output.close()
+        await asyncio.gather(*self._closing)
 
     def _fill(self) -> None:
         idle = self._filling is None or self._filling.done()
@@ -112,4 +121,6 @@ class Warm:
             with suppress(PeerLostError):  # the zygote is gone, and it with it
                 self._zygote.kill(spare.pid)
         spare.output.close()
-        self._closing = asyncio.get_running_loop().create_task(spare.link.close())
+        task = asyncio.get_running_loop().create_task(spare.link.close())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)

@@ -243,8 +243,6 @@ class WorkerProcess:
             self.output.started()
         if self.doomed:
             zygote.kill(self.pid)
-        if self.spare is not None:
-            await zygote.limit(self.pid, order)
         self._link.send(task, fds)
         while (message := await self._link.receive()) is not None:
             match message:

@@ -140,6 +140,20 @@ class Site:
             check=False,
         )
 
+    def run_under(
+        self, prefix: Sequence[str], *arguments: str | Path
+    ) -> subprocess.CompletedProcess[bytes]:
+        """The same, run by a command of the system: unshare(1), say."""
+        return subprocess.run(
+            [*prefix, RFAAS, *map(str, arguments)],
+            env=self.environ,
+            cwd=self.path,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=PATIENCE_S,
+            check=False,
+        )
+
     def command(self, *arguments: str | Path) -> Child:
         """A command, running."""
         return self._started([RFAAS, *map(str, arguments)], "command")
