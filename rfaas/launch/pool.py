@@ -228,6 +228,10 @@ class Pool:
         """The same, without waiting."""
         self._do(self._supervisor.close(lease, cause, self._clock.monotonic_s()))
 
+    def terminate(self, lease: str, cause: str, remaining_s: float) -> None:
+        """A lease will end in `remaining_s`, whatever token is shown until then."""
+        self._supervisor.terminate(lease, cause, self._clock.monotonic_s() + remaining_s)
+
     def tick(self) -> None:
         """End what is due."""
         self._do(self._supervisor.tick(self._clock.monotonic_s()))
