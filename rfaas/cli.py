@@ -110,7 +110,7 @@ def _dispatch_configured(options: argparse.Namespace) -> int:
             from rfaas.diagnose import command as diagnosis
 
             return diagnosis.run_doctor(loaded.config, options)
-        case "nodes" | "leases" | "bills" | "events" | "status" | "top":
+        case "nodes" | "leases" | "bills" | "events" | "status" | "top" | "logs":
             from rfaas.admin import tables
 
             return tables.run(loaded.config, options)

@@ -16,7 +16,7 @@ TRANSPORT_FLAG = ("--transport", "lane.transport", "NAME", "how calls travel: au
 LEASE_FLAGS = (
     ("--cores", "lease.cores", "N", "cores to lease, one lane each"),
     ("--memory", "lease.memory", "SIZE", "memory to lease, such as 2GiB"),
-    ("--isolation", "lease.isolation", "LEVEL", "how a worker is shut in: 'process' today"),
+    ("--isolation", "lease.isolation", "LEVEL", "how a worker is shut in: none, process, sandbox"),
     TRANSPORT_FLAG,
     ("--slots", "lane.slots", "N", "calls that a lane holds at once"),
     ("--slot-bytes", "lane.slot_bytes", "SIZE", "largest input and output of a call"),
@@ -77,6 +77,14 @@ def build_parser(only: str = "") -> argparse.ArgumentParser:
     if only:
         return parser
     _add_reports(commands)
+    logs = commands.add_parser(
+        "logs",
+        help="print what the functions of a lease have written",
+        description="Print the last 64 KiB that the lease's latest worker wrote to its standard "
+        "output and error, also of a lease that is over.",
+    )
+    logs.add_argument("lease", metavar="LEASE", help="its id, or the beginning of it")
+    _add_common(logs, CLIENT_FLAGS)
     _add_bench(commands)
     demo = commands.add_parser(
         "demo",
@@ -211,7 +219,8 @@ def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         action="store_true",
         help="the ledger alone, with 10 to 10,000 nodes; leases",
     )
-    _add_common(bench, (*CLIENT_FLAGS, TRANSPORT_FLAG))
+    isolation = next(flag for flag in LEASE_FLAGS if flag[0] == "--isolation")
+    _add_common(bench, (*CLIENT_FLAGS, isolation, TRANSPORT_FLAG))
 
 
 def _add_config(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -57,8 +57,15 @@ Words = Annotated[
         description="words of small letters, digits and -, with spaces between them",
     ),
 ]
+Switch = Annotated[bool, Meta()]
 Cores = Annotated[int, Meta(ge=1, le=65536)]
 Duration = Annotated[float, Meta(ge=0.1, le=_TEN_YEARS_S)]
+
+
+_LIBRARIES = (
+    "libc.so.6 libm.so.6 libdl.so.2 libpthread.so.0 librt.so.1 libgcc_s.so.1 libstdc++.so.6 "
+    "libgomp.so.1 libgfortran.so.5 libquadmath.so.0 libatomic.so.1 libz.so.1"
+)
 
 
 class Section(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -119,7 +126,7 @@ class LeaseConfig(Section, frozen=True):
     memory: Size | Literal["all"] = 1 << 30
     placement: Literal["pack", "spread", "node"] = "pack"
     wait_s: Annotated[float, Meta(ge=0, le=_TEN_YEARS_S)] = 0.0
-    isolation: Literal["none", "process", "sandbox", "container"] = "process"
+    isolation: Literal["default", "none", "process", "sandbox", "container"] = "default"
 
 
 class SandboxConfig(Section, frozen=True):
@@ -127,6 +134,13 @@ class SandboxConfig(Section, frozen=True):
 
     levels: Words = "all"
     degrade: Words = "cgroup landlock time"
+    require: Switch = False
+    libraries: Path = _LIBRARIES
+    pool: Annotated[int, Meta(ge=0, le=1024)] = 1
+    pool_age_s: Annotated[float, Meta(ge=1, le=_TEN_YEARS_S)] = 300.0
+    processes: Annotated[int, Meta(ge=1, le=2**22)] = 64
+    open_files: Annotated[int, Meta(ge=32, le=2**20)] = 256
+    file_size: Size = 1 << 30
 
 
 class LaneConfig(Section, frozen=True):

@@ -58,7 +58,7 @@ def test_defaults(environ: dict[str, str], tmp_path: Path) -> None:
     assert loaded.config.executor.cores == loaded.config.executor.memory == "all"
     assert loaded.config.client.name == f"ada@{host}:{os.getpid()}"
     assert loaded.config.client.resource_manager == loaded.config.client.executor == ""
-    assert loaded.config.lease == config.LeaseConfig(cores=1, memory=1 << 30, isolation="process")
+    assert loaded.config.lease == config.LeaseConfig(cores=1, memory=1 << 30, isolation="default")
     assert loaded.config.lane == config.LaneConfig(
         slots=16, slot_bytes=16 << 20, hot_timeout_ms=100, transport="auto"
     )

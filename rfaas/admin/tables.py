@@ -44,6 +44,12 @@ def run(config: Config, options: argparse.Namespace) -> int:
         from rfaas.admin import top
 
         return top.run(config, options)
+    if options.command == "logs":
+        from rfaas.client.logs import output_of
+
+        with connected(config, options.command) as session:
+            sys.stdout.buffer.write(output_of(session, options.lease))
+        return 0
     watch_s = options.watch
     if watch_s is not None and not watch_s >= WATCH_MIN_S:
         raise UsageError(f"--watch is at least {WATCH_MIN_S:g} s, not {watch_s:g}")

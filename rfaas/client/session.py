@@ -112,7 +112,9 @@ class Session:
                         f"no resource manager: {error.text}",
                         hint="start one with: rfaas serve --role resource-manager",
                     ) from None
-        self._private = PrivateExecutor(self.config.executor, self.config.rdma.device)
+        self._private = PrivateExecutor(
+            self.config.executor, self.config.sandbox, self.config.rdma.device
+        )
         try:
             return links.greet(
                 self._private.link_socket, "the private executor", self._hello
@@ -151,6 +153,8 @@ class Session:
             library: path of a shared object, or its bytes.
             memory: bytes that the workers may use together, text such as "2GiB", or "all"
                 that a node has.
+            isolation: the level that the worker is held by; "default": `sandbox`, or of a private
+                executor that cannot hold it, since the functions are the caller's own, `process`.
             placement: "pack" on as few nodes as possible, "spread" evenly over many, "node"
                 on one node or not at all.
             wait_s: how long to wait for cores in the queue; 0: not at all.
@@ -173,7 +177,7 @@ class Session:
             cores=self._asked("lease", "cores", cores),
             memory_bytes=self._asked("lease", "memory", memory),
             duration_s=self.config.client.lease_duration_s,
-            isolation=self._asked("lease", "isolation", isolation),
+            isolation=self._isolation(isolation),
             placement=self._asked("lease", "placement", placement),
             wait_s=self._asked("lease", "wait_s", wait_s),
         )
@@ -233,6 +237,11 @@ class Session:
         if value is None:
             return getattr(getattr(self.config, section), key)
         return checked_argument(key, f"{section}.{key}", value)
+
+    def _isolation(self, asked: str | None) -> str:
+        """The level to ask for: what is the default is said by a private executor, or known."""
+        level: str = self._asked("lease", "isolation", asked)
+        return "sandbox" if level == "default" and self._private is None else level
 
     def ask(self, message: Message | Callable[[Link], Message], kind: type[Reply]) -> Reply:
         """Ask whoever grants leases; one that was replaced meanwhile is found again.

@@ -122,6 +122,7 @@ class Facts(Record, frozen=True, kw_only=True):
     memlock_bytes: int = -1  # -1: no limit
     memlock_bytes_hard: int = -1
     ignores_memlock: bool = False  # CAP_IPC_LOCK
+    open_files_hard: int = -1  # -1: no limit
     modules: dict[str, str] = {}  # name: "there", "loadable", "absent"
     libraries: dict[str, str] = {}  # name: "" or the loader's words
     pyverbs: str = ""  # where it is; "": cannot be imported

@@ -24,7 +24,13 @@ from rfaas.errors import InternalError, PeerLostError, WorkerCrashedError, from_
 from rfaas.launch.endpoint import NONSENSE_STATUS
 from rfaas.launch.workers import WorkerProcess, Zygote, exit_text
 from rfaas.proto.messages import Endpoint, Error
-from rfaas.proto.worker_messages import LoadLibrary, RingsServed, ServeRings, SpawnWorker
+from rfaas.proto.worker_messages import (
+    LoadLibrary,
+    RingsServed,
+    ServeRings,
+    SpawnWorker,
+    WorkerDied,
+)
 from rfaas.transport import ring
 
 LEVEL = "none"  # of isolation: nothing of the client's runs there
@@ -45,8 +51,9 @@ class WorkerApart(WorkerProcess):
         super().__init__(number, lanes, slots, slot_bytes)
         self._partners = partners
         self._feeder = EndpointProcess()
-        self._status: int | None = None
-        self._died: Callable[[int], None] = lambda _: None
+        self._worker_death: WorkerDied | None = None
+        self._is_over = False
+        self._died: Callable[[WorkerDied | None], None] = lambda _: None
 
     async def start(
         self,
@@ -54,9 +61,9 @@ class WorkerApart(WorkerProcess):
         order: SpawnWorker,
         task: LoadLibrary,
         library_fd: int,
-        died: Callable[[int], None],
+        died: Callable[[WorkerDied | None], None],
     ) -> None:
-        """Fork both; `died` gets the worker's wait status, when both are gone."""
+        """Fork both; `died` gets the worker's death, when both are gone."""
         self._died = died
         self._make_memory()
         shares = not all(cpu in self._partners for cpu in task.cpus)
@@ -73,7 +80,7 @@ class WorkerApart(WorkerProcess):
         alone = replace(task, transport="shm", host="", counts=None, hot_timeout_ms=hot_timeout_ms)
         fds = [self.rings_fd, self._account_fd]
         feeding = asyncio.get_running_loop().create_task(
-            self._feeder.start(zygote, serve, fds, lambda status: self._feeder_died(zygote, status))
+            self._feeder.start(zygote, serve, fds, lambda death: self._feeder_died(zygote, death))
         )
         scratch = ring.create_account(self.lanes)  # the worker's own counts bill nobody
         try:
@@ -87,19 +94,19 @@ class WorkerApart(WorkerProcess):
             with suppress(asyncio.CancelledError, Exception):  # the first error is the one to tell
                 await feeding
 
-    def _worker_died(self, status: int) -> None:
-        self._status = status
+    def _worker_died(self, death: WorkerDied | None) -> None:
+        self._worker_death, self._is_over = death, True
         self.end_rings()
         self._feeder.finish()
         self._look()
 
-    def _feeder_died(self, zygote: Zygote, status: int) -> None:
-        if self._status is None:
+    def _feeder_died(self, zygote: Zygote, death: WorkerDied | None) -> None:
+        if not self._is_over:
             self.epitaph = (
                 "the worker was stopped: it answered what it was never asked"
-                if status == NONSENSE_STATUS << 8
-                else f"the worker's endpoint died: {exit_text(status)}"
-                if status >= 0
+                if death and death.status == NONSENSE_STATUS << 8
+                else f"the worker's endpoint died: {exit_text(death)}"
+                if death
                 else ""
             )
             self.doomed = True
@@ -108,8 +115,8 @@ class WorkerApart(WorkerProcess):
         self._look()
 
     def _look(self) -> None:
-        if self._status is not None and self._feeder.is_gone:
-            self._died(self._status)
+        if self._is_over and self._feeder.is_gone:
+            self._died(self._worker_death)
 
     async def close(self) -> None:
         """Let go of the memory and the links; an endpoint whose worker was never forked goes."""
@@ -132,7 +139,11 @@ class EndpointProcess:
         self._finished = False
 
     async def start(
-        self, zygote: Zygote, task: ServeRings, fds: list[int], died: Callable[[int], None]
+        self,
+        zygote: Zygote,
+        task: ServeRings,
+        fds: list[int],
+        died: Callable[[WorkerDied | None], None],
     ) -> Endpoint:
         """Fork it and have it serve the rings; returns where it listens.
 
@@ -140,11 +151,11 @@ class EndpointProcess:
             RfaasError: what it said, or that it died.
         """
 
-        def ended(death: asyncio.Future[int]) -> None:
+        def ended(death: asyncio.Future[WorkerDied]) -> None:
             self.is_gone = True
             if self._timer is not None:
                 self._timer.cancel()
-            died(-1 if death.exception() else death.result())
+            died(None if death.exception() else death.result())
 
         self.is_gone = False
         before = time.monotonic_ns()

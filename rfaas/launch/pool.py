@@ -15,21 +15,18 @@ from rfaas.clock import Clock
 from rfaas.config import ExecutorConfig
 from rfaas.core.supervisor import Action, Exited, Kill, LeaseOnNode, Over, Supervisor, Worker
 from rfaas.core.tokens import Claims
-from rfaas.errors import (
-    CapacityError,
-    ConfigError,
-    LibraryError,
-    LibraryMissingError,
-    RfaasError,
-)
+from rfaas.errors import CapacityError, LibraryError, LibraryMissingError, RfaasError
 from rfaas.launch.accounts import Accounts
 from rfaas.launch.apart import WorkerApart
+from rfaas.launch.levels import DEFAULT, Levels
 from rfaas.launch.libraries import Libraries
-from rfaas.launch.node import partners_of
+from rfaas.launch.node import PRIVATE, partners_of
+from rfaas.launch.output import Output, Outputs
+from rfaas.launch.warm import Warm
 from rfaas.launch.workers import WorkerProcess, Zygote, crash_cause, exit_text
 from rfaas.launch.zygote import Started
 from rfaas.proto.messages import StartWorker, Usage
-from rfaas.proto.worker_messages import Limits, LoadLibrary, SpawnWorker
+from rfaas.proto.worker_messages import Limits, LoadLibrary, SpawnWorker, WorkerDied
 from rfaas.sandbox import level
 
 PATIENCE_MIN_S = 0.05  # between two looks at what is ending, even with no stop_grace_s
@@ -58,6 +55,7 @@ class Pool:
         over: Callable[[Over], None],
         lost: Callable[[str], None],
     ) -> None:
+        self.outputs = Outputs()
         self.libraries = Libraries(config.library_cache_bytes_max)
         self._config = config
         self._clock = clock
@@ -65,7 +63,10 @@ class Pool:
         self._partners = partners_of(cpus)
         self._accounts = Accounts()
         self._node = zygote.node
+        self._levels = Levels(zygote.node, {})
         self._zygote = Zygote(zygote.pid, zygote.sock, lost)
+        private = config.name == PRIVATE
+        self._warm = Warm(zygote.node, self._zygote, clock, aloud=private)
         self._processes: dict[int, WorkerProcess] = {}
         self.crashes: Counter[str] = Counter()  # workers that died of themselves, by cause
         self._exited = exited
@@ -79,29 +80,30 @@ class Pool:
         return self._supervisor.leases
 
     async def offered(self) -> tuple[str, ...]:
-        """The levels of isolation that this node grants: allowed here, and to be had here."""
-        allowed, degrade = self._node.levels.split(), self._node.degrade.split()
-        found = await self._zygote.levels()
-        demanded = allowed != ["all"]
-        if demanded and (unknown := set(allowed).difference(found)):
-            raise ConfigError(
-                f"sandbox.levels: no level of isolation is called {min(unknown)!r}",
-                hint=f"there is {', '.join(found)}",
-            )
-        offered = []
-        for name in allowed if demanded else found:
-            missing = [one for one in found[name] if one.part not in degrade]
-            if not missing:
-                offered.append(name)
-            for one in found[name]:
-                log.log(
-                    logging.WARNING if demanded or not missing else logging.INFO,
-                    "isolation %s lacks %s: %s",
-                    name,
-                    one.part,
-                    one.why,
-                )
-        return tuple(offered)
+        """The levels of isolation that this node grants: allowed here, and to be had here.
+
+        Raises:
+            ConfigError: a level that `sandbox.levels` names does not exist, or cannot be had.
+        """
+        self._levels = Levels(self._node, await self._zygote.levels())
+        # Its client is told with its lease; all others by our log.
+        self._levels.tell(quiet=self._config.name == PRIVATE)
+        if DEFAULT in self._levels.offered and self._config.name != PRIVATE:
+            self._warm.want(DEFAULT)  # a private one may never have such a lease
+        return self._levels.offered
+
+    def default_level(self) -> str:
+        """What a private executor gives a lease that does not say."""
+        return self._levels.default()
+
+    def lacks(self, level: str) -> tuple[str, ...]:
+        """The parts that a level lacks here."""
+        return tuple(one.part for one in self._levels.found[level])
+
+    def described(self, level: str) -> str:
+        """The level, and what it lacks, in words."""
+        lacks = self.lacks(level)
+        return f"{level} (without {', '.join(lacks)})" if lacks else level
 
     async def open(self, claims: Claims) -> LeaseOnNode:
         """Take a lease on, or its renewal; waits a moment for cores that are about to be free."""
@@ -142,7 +144,14 @@ class Pool:
         order = SpawnWorker(
             isolation=lease.claims.isolation,
             lease=request.lease,
-            limits=Limits(lanes=len(lease.cpus), memory_bytes=lease.claims.memory_bytes),
+            limits=Limits(
+                lanes=len(lease.cpus),
+                memory_bytes=lease.claims.memory_bytes,
+                shared_bytes=len(lease.cpus) * process.ring_bytes,
+                processes=self._node.processes,
+                open_files=self._node.open_files,
+                file_bytes=self._node.file_size,
+            ),
             cpus=lease.cpus,
         )
         task = LoadLibrary(
@@ -157,9 +166,16 @@ class Pool:
             counts=process.account.place if process.account is not None else None,
         )
         try:
+            process.spare = await self._warm.take(order)
+            process.output = (
+                process.spare.output
+                if process.spare is not None
+                else Output(aloud=self._config.name == PRIVATE)
+            )
+            self.outputs.keep(request.lease, process.output)
             await asyncio.wait_for(
                 process.start(
-                    self._zygote, order, task, library_fd, lambda s: self._died(worker, s)
+                    self._zygote, order, task, library_fd, lambda d: self._died(worker, d)
                 ),
                 self._config.load_timeout_s,
             )
@@ -177,6 +193,8 @@ class Pool:
             await self._end(worker, process, "it did not load")
             raise
         self._supervisor.loaded(worker)
+        if order.isolation == DEFAULT:
+            self._warm.want(DEFAULT)
         return worker, process, lease
 
     def _process(
@@ -224,6 +242,7 @@ class Pool:
     def tick(self) -> None:
         """End what is due."""
         self._do(self._supervisor.tick(self._clock.monotonic_s()))
+        self._warm.tick()
 
     def usage(self) -> dict[str, Usage]:
         """What each lease here has used so far."""
@@ -236,6 +255,7 @@ class Pool:
         deadline = self._clock.monotonic_s() + self._config.stop_grace_s
         while self._processes and (left := deadline - self._clock.monotonic_s()) > 0:
             await self._wait_for_change(left)
+        await self._warm.close()
         await self._zygote.close()
         await asyncio.gather(*self._closing)
         for process in self._processes.values():
@@ -243,6 +263,7 @@ class Pool:
             await process.close()
         self._accounts.close()
         self.libraries.close()
+        self.outputs.close()
 
     def _usage(self, lease: str) -> Usage:
         found = self._supervisor.leases[lease]
@@ -261,11 +282,13 @@ class Pool:
             self._zygote.kill(process.pid)
         await process.gone.wait()
 
-    def _died(self, worker: Worker, status: int) -> None:
+    def _died(self, worker: Worker, death: WorkerDied | None) -> None:
         process = self._processes[worker.number]
-        text = f"the worker died: {exit_text(status)}" if status >= 0 else "its zygote is gone"
+        self.outputs.end(worker.lease)
+        output = self.outputs.tail(worker.lease) or b""
+        text = f"the worker died: {exit_text(death, output)}" if death else "its zygote is gone"
         if worker.state != "stopping":
-            self.crashes[crash_cause(status)] += 1
+            self.crashes[crash_cause(death)] += 1
         text = process.epitaph or text
         log.info("lease %s: worker %d: %s", worker.lease[:8], process.pid, worker.reason or text)
         self._finish(worker, process, text)

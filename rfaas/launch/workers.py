@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import socket
 import time
 from collections.abc import Callable
-from typing import Any
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
@@ -20,6 +22,7 @@ from rfaas.control.aio import AsyncLink, no_silent_end
 from rfaas.core.accounting import usage_of
 from rfaas.errors import InternalError, LibraryError, WorkerCrashedError, from_wire
 from rfaas.launch.accounts import Account
+from rfaas.launch.output import Output
 from rfaas.native._worker import end_ring
 from rfaas.proto import wire
 from rfaas.proto.messages import Endpoint, Error, Usage
@@ -28,16 +31,23 @@ from rfaas.proto.worker_messages import (
     Lack,
     LevelsFound,
     LibraryLoaded,
+    LimitWorker,
     LoadLibrary,
     SpawnWorker,
     WorkerDied,
+    WorkerLimited,
     WorkerSpawned,
 )
+from rfaas.sandbox import cgroups
 from rfaas.transport import ring
+
+if TYPE_CHECKING:
+    from rfaas.launch.warm import Spare
 
 CLOSE_TIMEOUT_S = 2.0  # for the zygote to end its workers; it needs a few milliseconds
 CLOSE_POLL_S = 0.002
 ZYGOTE_GONE = "the zygote is gone: no worker can be started"
+_CRASHED = re.compile(rb"\nrfaas worker: crashed at address (0x[0-9a-f]{1,16})\n\Z")
 PTHREAD_EXIT_STATUS = 72  # native/lane.c, thread_exited
 
 
@@ -49,10 +59,14 @@ class Zygote:
 
     def __init__(self, pid: int, sock: socket.socket, lost: Callable[[str], None]) -> None:
         self._pid = pid
+        self._groups = ""  # how the names of its control groups begin
+        with suppress(OSError):  # it is gone already, and has made none
+            self._groups = cgroups.name_of(pid)
         self._link = AsyncLink(sock, "the zygote")
         self._lost = lost
-        self._spawning: dict[int, asyncio.Future[tuple[int, asyncio.Future[int]]]] = {}
-        self._deaths: dict[int, asyncio.Future[int]] = {}
+        self._spawning: dict[int, asyncio.Future[tuple[int, asyncio.Future[WorkerDied]]]] = {}
+        self._limiting: dict[int, asyncio.Future[None]] = {}
+        self._deaths: dict[int, asyncio.Future[WorkerDied]] = {}
         self._levels: asyncio.Future[dict[str, tuple[Lack, ...]]]
         self._levels = asyncio.get_running_loop().create_future()
         self._next_id = 0
@@ -62,20 +76,38 @@ class Zygote:
         """The levels of isolation that there are, and what each lacks on this node."""
         return await asyncio.shield(self._levels)
 
-    async def spawn(self, order: SpawnWorker) -> tuple[int, asyncio.Future[int], AsyncLink]:
-        """A new worker: its process id, the future of its wait status, and its link."""
+    async def spawn(
+        self, order: SpawnWorker, output_fd: int = 2
+    ) -> tuple[int, asyncio.Future[WorkerDied], AsyncLink]:
+        """A new worker: its process id, the future of its death, and its link.
+
+        What it writes goes to `output_fd`, which stays the caller's.
+        """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self._next_id += 1
         answer = self._spawning[self._next_id] = asyncio.get_running_loop().create_future()
         link = AsyncLink(ours, "a worker")
         try:
             with theirs:
-                self._link.send(replace(order, id=self._next_id), [theirs.fileno()])
+                self._link.send(replace(order, id=self._next_id), [theirs.fileno(), output_fd])
             pid, death = await answer
         except BaseException:
             await link.close()
             raise
         return pid, death, link
+
+    async def limit(self, pid: int, order: SpawnWorker) -> None:
+        """Give a worker that waited the limits of its lease.
+
+        Raises:
+            SystemCallError: they cannot be set.
+        """
+        self._next_id += 1
+        done = self._limiting[self._next_id] = asyncio.get_running_loop().create_future()
+        self._link.send(
+            LimitWorker(id=self._next_id, pid=pid, limits=order.limits, cpus=order.cpus)
+        )
+        await done
 
     def kill(self, pid: int) -> None:
         """Kill a worker and what it started; its death comes as an event."""
@@ -86,18 +118,23 @@ class Zygote:
         self._reader.cancel()
         await asyncio.gather(self._reader, return_exceptions=True)
         await self._link.close()
-        for _ in range(round(CLOSE_TIMEOUT_S / CLOSE_POLL_S)):
-            if os.waitpid(self._pid, os.WNOHANG)[0]:  # noqa: ASYNC222 - does not block
-                return
-            await asyncio.sleep(CLOSE_POLL_S)
-        os.kill(self._pid, signal.SIGKILL)
-        os.waitpid(self._pid, 0)  # noqa: ASYNC222 - it was killed
+        if not await _within(lambda: os.waitpid(self._pid, os.WNOHANG)[0] != 0):
+            os.kill(self._pid, signal.SIGKILL)
+            os.waitpid(self._pid, 0)  # noqa: ASYNC222 - it was killed
+        # A zygote that was killed has removed no groups; its workers are about to be gone.
+        if self._groups:
+            places, _ = cgroups.find()
+            await _within(lambda: not cgroups.sweep(places, self._groups))
 
     async def _read(self) -> None:
         with no_silent_end("the link to the zygote", lambda _: None):  # what follows is the same
             await self._read_all()
         error = InternalError(ZYGOTE_GONE)
-        waiting: list[asyncio.Future[Any]] = [*self._spawning.values(), *self._deaths.values()]
+        waiting: list[asyncio.Future[Any]] = [
+            *self._spawning.values(),
+            *self._limiting.values(),
+            *self._deaths.values(),
+        ]
         if not self._levels.done():
             self._levels.set_exception(error)
             self._levels.exception()  # who asks for it later hears it all the same
@@ -117,12 +154,29 @@ class Zygote:
                     answer = self._spawning.pop(message.id)
                     if not answer.done():  # who asked may have gone
                         answer.set_result((message.pid, death))
+                case WorkerLimited():
+                    limited = self._limiting.pop(message.id)
+                    if not limited.done():
+                        limited.set_result(None)
+                case Error() if message.id in self._limiting:
+                    limited = self._limiting.pop(message.id)
+                    if not limited.done():
+                        limited.set_exception(from_wire(message.code, message.text, message.hint))
                 case Error() if message.id in self._spawning:
                     answer = self._spawning.pop(message.id)
                     if not answer.done():
                         answer.set_exception(from_wire(message.code, message.text, message.hint))
                 case WorkerDied():
-                    self._deaths.pop(message.pid).set_result(message.status)
+                    self._deaths.pop(message.pid).set_result(message)
+
+
+async def _within(look: Callable[[], bool]) -> bool:
+    """Whether `look` returns true within CLOSE_TIMEOUT_S."""
+    for _ in range(round(CLOSE_TIMEOUT_S / CLOSE_POLL_S)):
+        if look():
+            return True
+        await asyncio.sleep(CLOSE_POLL_S)
+    return False
 
 
 class WorkerProcess:
@@ -137,6 +191,8 @@ class WorkerProcess:
         self.pid = 0
         self.doomed = False  # to be killed as soon as it is there
         self.epitaph = ""  # what it died of, if its wait status does not tell
+        self.output: Output | None = None  # where what it writes goes, lent until it is gone
+        self.spare: Spare | None = None  # the process that waited for this
         self.functions: list[str] = []
         self.endpoint: Endpoint | None = None
         self.steps_ns: dict[str, int] = {}
@@ -144,7 +200,7 @@ class WorkerProcess:
         self.account: Account | None = None  # what it tells over RDMA, lent by the pool
         self._account_fd = -1
         self._link: AsyncLink | None = None
-        self._death: asyncio.Future[int] | None = None
+        self._death: asyncio.Future[WorkerDied] | None = None
         self.gone = asyncio.Event()  # set by the executor when all that follows is done
 
     async def start(
@@ -153,9 +209,10 @@ class WorkerProcess:
         order: SpawnWorker,
         task: LoadLibrary,
         library_fd: int,
-        died: Callable[[int], None],
+        died: Callable[[WorkerDied | None], None],
     ) -> None:
-        """Fork the process and have it load the library; `died` gets its wait status.
+        """Fork the process and have it load the library; `died` gets its death, or
+        None where the zygote is gone.
 
         Raises:
             RfaasError: what the worker said.
@@ -174,12 +231,18 @@ class WorkerProcess:
         order: SpawnWorker,
         task: LoadLibrary,
         fds: list[int],
-        died: Callable[[int], None],
+        died: Callable[[WorkerDied | None], None],
     ) -> None:
-        self.pid, self._death, self._link = await zygote.spawn(order)
+        if self.spare is not None:
+            self.pid, self._death, self._link, *_ = self.spare
+        else:
+            output_fd = self.output.fd if self.output else 2
+            self.pid, self._death, self._link = await zygote.spawn(order, output_fd)
         self._death.add_done_callback(
-            lambda death: died(-1 if death.exception() else death.result())
+            lambda death: died(None if death.exception() else death.result())
         )
+        if self.output:
+            self.output.started()
         if self.doomed:
             zygote.kill(self.pid)
         self._link.send(task, fds)
@@ -189,16 +252,16 @@ class WorkerProcess:
                     raise from_wire(message.code, message.text, message.hint)
                 case LibraryLoaded():
                     self.functions += message.functions
+                    if len(self.functions) > wire.FUNCTIONS_MAX:  # a constructor can say anything
+                        raise LibraryError("the worker tells of more functions than there can be")
                     self.steps_ns = message.steps_ns
                     self.endpoint = message.endpoint
                     if not message.more:
                         return
                 case _:
                     raise LibraryError(f"the worker sent {type(message).__name__} while loading")
-        status = await asyncio.shield(self._death)
-        raise WorkerCrashedError(
-            f"the worker died while it loaded the library: {exit_text(status)}"
-        )
+        death = await asyncio.shield(self._death)
+        raise WorkerCrashedError(f"the worker died while it loaded the library: {exit_text(death)}")
 
     def usage(self, allocated_ns: int, carried: Usage) -> Usage:
         """What its lease has used so far, on top of what earlier workers had."""
@@ -231,28 +294,34 @@ class WorkerProcess:
         self.rings_fd = self._account_fd = -1
 
 
-def exit_text(status: int) -> str:
-    """How a process ended, from its wait status, in words."""
-    if os.WIFSIGNALED(status):
-        number = os.WTERMSIG(status)
+def exit_text(death: WorkerDied, output: bytes = b"") -> str:
+    """How a process ended, in words, and the limit that it ran into.
+
+    `output` is the end of what it wrote: a worker that crashes says there at which address.
+    """
+    why = f": {death.why}" if death.why else ""
+    if found := _CRASHED.search(output):
+        why = f" at address {found[1].decode()}{why}"
+    if os.WIFSIGNALED(death.status):
+        number = os.WTERMSIG(death.status)
         try:
             name = signal.Signals(number).name
         except ValueError:
             name = f"signal {number}"
-        return f"killed by {name} ({signal.strsignal(number)})"
-    code = os.waitstatus_to_exitcode(status)
+        return f"killed by {name} ({signal.strsignal(number)}){why}"
+    code = os.waitstatus_to_exitcode(death.status)
     if code == PTHREAD_EXIT_STATUS:
         return "a function called pthread_exit()"
-    return f"it ended by itself with exit status {code}"
+    return f"it ended by itself with exit status {code}{why}"
 
 
-def crash_cause(status: int) -> str:
+def crash_cause(death: WorkerDied | None) -> str:
     """The same in one word, of which there are few: for counting."""
-    if status < 0:
+    if death is None:
         return "zygote"
-    if not os.WIFSIGNALED(status):
+    if not os.WIFSIGNALED(death.status):
         return "exit"
     try:
-        return signal.Signals(os.WTERMSIG(status)).name
+        return signal.Signals(os.WTERMSIG(death.status)).name
     except ValueError:
         return "signal"

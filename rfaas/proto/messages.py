@@ -18,6 +18,7 @@ that names both.  Replies are the message that stands under "answered by", or
                             LendLibrary...    LibraryStored (the same; over RDMA)
                             StartWorker       WorkerStarted (with what the transport offers)
                             StopWorker        WorkerStopped
+                            GetOutput         WorkerOutput
     executor -> client      WorkerExited      (notice)
                             LeaseTerminating  (notice)
                             LeaseEnded        (notice)
@@ -47,6 +48,7 @@ PROTOCOL_VERSION = 2
 FRAME_BYTES_MAX = 64 * 1024
 LIBRARY_PART_BYTES_MAX = 48 * 1024  # leaves room for the frame's other fields
 LIBRARY_LENT_BYTES_MAX = 1024 * 1024  # of a part over RDMA, locked in memory at either end
+OUTPUT_BYTES_MAX = 32 * 1024  # of what a worker has written, in one message
 LIBRARY_BYTES_MAX = 512 * 1024 * 1024
 # 34 bytes each, beside names of 3 KiB: what a frame holds.  A manager that knows the node keeps
 # those beyond; to one that does not they are unknown, and they end by their tokens' time.
@@ -128,7 +130,7 @@ class RequestLease(Message, frozen=True):
     cores: Cores | Literal["all"]
     memory_bytes: Bytes | Literal["all"]
     duration_s: Seconds
-    isolation: Name = "process"
+    isolation: Name = "sandbox"
     placement: Literal["pack", "spread", "node"] = "pack"
     wait_s: Seconds = 0.0
 
@@ -397,6 +399,8 @@ class WorkerStarted(Message, frozen=True):
     more: bool = False
     endpoint: Endpoint | None = None
     steps_ns: dict[str, int] = {}
+    isolation: Name = "process"  # the level that was obtained
+    lacks: Annotated[tuple[Name, ...], Meta(max_length=64)] = ()  # the parts that it has not
 
 
 class ListFunctions(Message, frozen=True):
@@ -428,11 +432,29 @@ class WorkerStopped(Message, frozen=True):
 
 
 class WorkerExited(Message, frozen=True):
-    """The lease's worker is gone; its rings say ENDED.  `text` says how it died."""
+    """The lease's worker is gone; its rings say ENDED.  `text` says how it died.
+
+    `output` is the end of what it wrote to stdout and stderr.
+    """
 
     lease: LeaseId
     worker: Count
     text: Text
+    output: Annotated[bytes, Meta(max_length=OUTPUT_BYTES_MAX)] = b""
+
+
+class GetOutput(Message, frozen=True):
+    """Ask for the end of what a lease's latest worker wrote, from byte `start` of it on."""
+
+    lease: LeaseId
+    start: Count = 0
+
+
+class WorkerOutput(Message, frozen=True):
+    """A part of it; `more` when another follows."""
+
+    data: Annotated[bytes, Meta(max_length=OUTPUT_BYTES_MAX)]
+    more: bool = False
 
 
 class AdoptLink(Message, frozen=True):

@@ -5,7 +5,7 @@ As those in messages.py, which has all that a node hears from outside.
     asks                    message           answered by
     zygote -> executor      LevelsFound       (notice, its first)
     executor -> zygote      SpawnWorker       WorkerSpawned (with the worker's end of a link)
-                            LimitWorker       (notice)
+                            LimitWorker       WorkerLimited
                             KillWorker        (notice)
     zygote -> executor      WorkerDied        (notice)
     executor -> worker      LoadLibrary       LibraryLoaded... (with three descriptors)
@@ -26,6 +26,7 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     lanes: Count = 0
     memory_bytes: Bytes = 0
+    shared_bytes: Bytes = 0  # of memory that it shares with its client, beside the other
     processes: Count = 0  # and threads
     open_files: Count = 0
     file_bytes: Bytes = 0
@@ -95,7 +96,7 @@ class RingsServed(Message, frozen=True):
 
 
 class SpawnWorker(Message, frozen=True):
-    """Start a worker at a level of isolation; the descriptor that comes along is its end of a link.
+    """Start a worker at a level of isolation; two descriptors: its end of a link, its stderr.
 
     It may use the processors `cpus`, where they are known.  One that waits in a pool has no lease
     yet, and gets its limits by `LimitWorker`.
@@ -119,6 +120,10 @@ class LimitWorker(Message, frozen=True):
     cpus: tuple[int, ...] = ()
 
 
+class WorkerLimited(Message, frozen=True):
+    """Its limits hold: it may have its task."""
+
+
 class KillWorker(Message, frozen=True):
     """Kill a worker and all that it started."""
 
@@ -126,7 +131,8 @@ class KillWorker(Message, frozen=True):
 
 
 class WorkerDied(Message, frozen=True):
-    """A worker is gone; `status` as of waitpid(2)."""
+    """A worker is gone; `status` as of waitpid(2), `why` the limit that it ran into."""
 
     pid: Count
     status: int
+    why: Text = ""

@@ -22,7 +22,7 @@ from msgspec.structs import replace
 from rfaas import __version__, addresses
 from rfaas.clock import Clock
 from rfaas.config import ControlConfig, ExecutorConfig
-from rfaas.control import aio, lending, munge
+from rfaas.control import aio, munge
 from rfaas.control.aio import AsyncLink, Listener
 from rfaas.control.authority import Authority, ManagerAuthority, OwnAuthority, Told
 from rfaas.core.supervisor import Over
@@ -34,9 +34,11 @@ from rfaas.errors import (
     ProtocolError,
     RfaasError,
     SystemCallError,
+    UsageError,
     WorldError,
 )
-from rfaas.launch.libraries import Upload
+from rfaas.launch.incoming import Incoming
+from rfaas.launch.libraries import Libraries
 from rfaas.launch.node import PRIVATE, cores_of, memory_of
 from rfaas.launch.pool import Pool
 from rfaas.launch.zygote import Started
@@ -56,10 +58,10 @@ log = logging.getLogger("rfaas.executor")
 class Client:
     """A link of a client, and what it has opened."""
 
-    def __init__(self, link: AsyncLink) -> None:
+    def __init__(self, link: AsyncLink, libraries: Libraries) -> None:
         self.link = link
         self.leases: set[str] = set()
-        self.upload: Upload | None = None
+        self.incoming = Incoming(libraries)
         self.refused = 0  # tokens that were forged, or another client's
 
     def notify(self, notice: m.Message) -> None:
@@ -170,7 +172,8 @@ class Executor:
     def _exited(self, lease: str, worker: int, text: str) -> None:
         client = self._clients.get(lease)
         if client is not None:
-            client.notify(m.WorkerExited(lease=lease, worker=worker, text=text))
+            output = (self._pool.outputs.tail(lease) or b"")[-m.OUTPUT_BYTES_MAX :]
+            client.notify(m.WorkerExited(lease=lease, worker=worker, text=text, output=output))
 
     def _over(self, over: Over) -> None:
         log.info(
@@ -197,7 +200,7 @@ class Executor:
     # Links
 
     async def _serve(self, link: AsyncLink, hello: m.Hello) -> None:
-        client = Client(link)
+        client = Client(link, self._pool.libraries)
         tasks: set[asyncio.Task[None]] = set()
         try:
             while (message := await link.receive()) is not None:
@@ -214,8 +217,7 @@ class Executor:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            if client.upload is not None:
-                client.upload.close()
+            client.incoming.close()
             for lease in list(client.leases):
                 self._pool.end_lease(lease, "client-lost")
             for lease in [one for one, asker in self._granted.items() if asker is client]:
@@ -244,12 +246,16 @@ class Executor:
                 case m.ReleaseLease():
                     reply = await self._release(client, message)
                 case m.SendLibrary():
-                    reply = self._take_library(client, message)
+                    reply = client.incoming.take(message)
                 case m.LendLibrary():
-                    reply = await self._read_library(client, message)
+                    reply = await client.incoming.read(client.link, message)
+                case m.GetOutput():
+                    reply = self._output(client, message)
                 case m.ListFunctions():
                     reply = self._functions(message)
                 case m.RequestLease():
+                    if self._config.name == PRIVATE and message.isolation == "default":
+                        message = replace(message, isolation=self._pool.default_level())
                     reply = await self._authority.answer(message, client.link.nonce)
                     if isinstance(reply, m.LeaseGranted):
                         self._keep_granted(client, reply.lease)
@@ -335,9 +341,10 @@ class Executor:
             raise type(error)(text, hint=error.hint) from None
         worker, process, lease = await self._pool.start(request, carrier.name, host)
         log.info(
-            "lease %s: worker %d serves %d lanes on processors %s",
+            "lease %s: worker %d, isolation %s, serves %d lanes on processors %s",
             request.lease[:8],
             process.pid,
+            self._pool.described(lease.claims.isolation),
             process.lanes,
             ",".join(map(str, lease.cpus)),
         )
@@ -353,43 +360,19 @@ class Executor:
             more=more,
             endpoint=process.endpoint,
             steps_ns=process.steps_ns,
+            isolation=lease.claims.isolation,
+            lacks=self._pool.lacks(lease.claims.isolation),
         )
         return started, carrier.offer(process.rings_fd)
 
-    def _take_library(self, client: Client, part: m.SendLibrary) -> m.LibraryStored:
-        if client.upload is None or part.offset == 0:
-            if client.upload is not None:
-                client.upload.close()
-                client.upload = None
-            self._pool.libraries.check(part.size_bytes)
-            client.upload = Upload(part)
-        upload = client.upload
-        upload.take(part)
-        if upload.received == upload.size_bytes:
-            client.upload = None
-            try:
-                self._pool.libraries.add(upload)
-            finally:
-                upload.close()
-        return m.LibraryStored(received=upload.received)
-
-    async def _read_library(self, client: Client, part: m.LendLibrary) -> m.LibraryStored:
-        self._pool.libraries.check(part.size_bytes)
-        data = await lending.fetched(client.link, part.address, part.key, part.part_bytes)
-        stored = self._take_library(
-            client,
-            m.SendLibrary(
-                lease=part.lease,
-                sha256=part.sha256,
-                size_bytes=part.size_bytes,
-                offset=part.offset,
-                data=data,
-            ),
-        )
-        if client.upload is None:
-            lending.forget(client.link)
-            log.debug("library %s: %d bytes read over RDMA", part.sha256[:12], part.size_bytes)
-        return stored
+    def _output(self, client: Client, request: m.GetOutput) -> m.WorkerOutput:
+        # Its own client may read it, and who may open our socket's file: the executor's user.
+        known = request.lease in client.leases or client.link.passes_fds
+        written = self._pool.outputs.tail(request.lease) if known else None
+        if written is None:
+            raise UsageError(f"lease {request.lease[:8]} has had no worker on this node")
+        end = request.start + m.OUTPUT_BYTES_MAX
+        return m.WorkerOutput(data=written[request.start : end], more=len(written) > end)
 
     def _functions(self, request: m.ListFunctions) -> m.Functions:
         process = self._pool.process(request.lease)
@@ -416,6 +399,7 @@ class Executor:
             address=self._node.address,
             facts={
                 "cores": self._node.cores,
+                "isolation": ", ".join(map(self._pool.described, self._node.isolation)),
                 "leases": len(usage),
                 "calls of live leases": sum(one.calls for one in usage),
                 "tokens refused": self._refused,

@@ -10,7 +10,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -30,6 +30,8 @@ SETTINGS: Mapping[str, object] = {
     "lane.hot_timeout_ms": 1,
     "lane.slot_bytes": 65536,
     "lease.memory": "64MiB",
+    "sandbox.pool": 0,  # what waits there is in the way of tests that look for processes
+    "lease.isolation": "process",  # test functions speak to tests by files; tests/e2e/test_hostile
     "http.address": "none",
 }
 
@@ -95,9 +97,9 @@ class Site:
             child.lines.until("executor ")  # it joins the manager, which comes first
         return child
 
-    def start_unready(self, role: str, *flags: str) -> Child:
-        """A role that may not come up."""
-        return self._started([RFAAS, "serve", "--role", role, *flags], role)
+    def start_unready(self, role: str, *flags: str, prefix: Sequence[str] = ()) -> Child:
+        """A role that may not come up; `prefix` is a command that runs it."""
+        return self._started([*prefix, RFAAS, "serve", "--role", role, *flags], role)
 
     def address(self, role: str = "resource-manager") -> str:
         """Where a role listens: "resource-manager", or "executor"."""
@@ -134,6 +136,20 @@ class Site:
             env=self.environ | environ,
             cwd=self.path,
             input=stdin,
+            capture_output=True,
+            timeout=PATIENCE_S,
+            check=False,
+        )
+
+    def run_under(
+        self, prefix: Sequence[str], *arguments: str | Path
+    ) -> subprocess.CompletedProcess[bytes]:
+        """The same, run by a command of the system: unshare(1), say."""
+        return subprocess.run(
+            [*prefix, RFAAS, *map(str, arguments)],
+            env=self.environ,
+            cwd=self.path,
+            stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=PATIENCE_S,
             check=False,
