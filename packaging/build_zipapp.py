@@ -161,7 +161,9 @@ def header(pythons: list[Python], rows: dict[Python, tuple[int, int, str, int]])
 def data_files(pythons: list[Python]) -> dict[str, bytes]:
     """What is carried beside code, once for all versions."""
     folders = {wheel.name.rsplit("-", 1)[0]: wheel for p in pythons for wheel in parts.wheels(p)}
-    found = parts.licences([folders[name] for name in sorted(folders)])
+    web = parts.web_wheels(pythons[-1])
+    found = parts.licences([*(folders[name] for name in sorted(folders)), *web])
+    found.update(parts.web_files(web))
     for name in ("etc/rfaas.toml", "functions/libfunctions.so"):
         found[name] = (TREE / name).read_bytes()
     return dict(sorted(found.items()))

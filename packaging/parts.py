@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import io
 import json
 import os
 import re
@@ -38,6 +39,9 @@ Version: {version}
 Summary: Python bindings for rdma-core
 License-Expression: GPL-2.0-only OR Linux-OpenIB
 """
+WEB = ("h11", "microdot")  # rfaas/web/packages.py
+WEB_MICRODOT = ("__init__.py", "microdot.py", "helpers.py")  # of its modules
+PAGE = (".html", ".css", ".js")
 PLATFORMS = ("manylinux2014_x86_64", "manylinux_2_17_x86_64", "manylinux_2_28_x86_64")
 DROPPED = ("fallback.py", "_cmsgpack.c")  # msgpack's own, in Python, for Pythons without the other
 LICENCE_NAME = re.compile("licen[cs]e|copying|copyright|notice|author", re.IGNORECASE)
@@ -248,7 +252,7 @@ def _wheel(python: Python, requirement: str) -> Path:
     shutil.rmtree(download, ignore_errors=True)
     command = [sys.executable, "-I", "-m", "pip", "download", "-q", "--no-deps", "--no-input"]
     command += ["--disable-pip-version-check", "--only-binary=:all:", "-d", str(download)]
-    if requirement.startswith(TOMLI):
+    if requirement.startswith((TOMLI, *WEB)):
         command += ["--python-version", python.version, "--platform", "any"]  # not the compiled one
     else:
         command += ["--python-version", python.version, "--implementation", "cp"]
@@ -266,6 +270,30 @@ def _wheel(python: Python, requirement: str) -> Path:
     new.rename(folder)
     shutil.rmtree(download)
     return folder
+
+
+def web_wheels(python: Python) -> list[Path]:
+    """What the web needs, unpacked: Python code that is the same for every version."""
+    return [_wheel(python, f"{name}=={_pinned(name)}") for name in WEB]
+
+
+def web_files(folders: list[Path]) -> dict[str, bytes]:
+    """The web's page and, as one packed file, its packages; by the name in the program."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+        for folder in folders:
+            for file in sorted(folder.rglob("*.py")):
+                name = str(file.relative_to(folder))
+                if name.startswith("microdot/") and file.name not in WEB_MICRODOT:
+                    continue
+                info = zipfile.ZipInfo(name)  # 1980: the same sources give the same bytes
+                info.compress_type = zipfile.ZIP_DEFLATED
+                archive.writestr(info, file.read_bytes())
+    page = sorted(file for file in (TREE / "rfaas/web/page").iterdir() if file.suffix in PAGE)
+    return {
+        "rfaas/web/packages.zip": packed.getvalue(),
+        **{f"rfaas/web/page/{file.name}": file.read_bytes() for file in page},
+    }
 
 
 def licences(folders: list[Path]) -> dict[str, bytes]:
