@@ -57,8 +57,8 @@ COLD = 4  # likewise
 # holds this to it.  Also hot is all that lies in rfaas/ itself.
 HOT = re.compile(
     r"""rfaas-(boot|cache) | rfaas(\.\w+)? | rfaas\.(client|roles\.client)(\..+)?
-    | rfaas\.control\.(link|sockets) | rfaas\.launch\.(embedded|local|service|zygote)
-    | rfaas\.native\._(calls|window) | rfaas\.proto\.(codec|messages|wire|worker_messages)
+    | rfaas\.control\.(carrier|ends|link|sockets) | rfaas\.launch\.(embedded|local|service|zygote)
+    | rfaas\.native\._(calls|window) | rfaas\.proto\.(codec|messages|proof|wire|worker_messages)
     | rfaas\.transport\.(ring|shm)
     | msgpack(\..+)? | msgspec(\.(_core|_utils|json|msgpack|structs|_version))?""",
     re.VERBOSE,
@@ -142,11 +142,8 @@ def header(pythons: list[Python], rows: dict[Python, tuple[int, int, str, int]])
     for mark, value in {
         "@VERSION@": parts.version(),
         "@TABLE@": "\n".join(lines),
-        "@BOOT@": (BOOT / "boot.py")
-        .read_text()
-        .rpartition('"""\n')[2]
-        .strip("\n")
-        .replace('"@RUN@"', repr(RUN)),
+        "@BOOT@": _code_of("boot.py").replace('"@RUN@"', repr(RUN)),
+        "@REFUSE@": _code_of("refuse.py"),
         "@NAMES@": " ".join(f"python{version}" for version in newest_first),
         "@WANTED@": ", ".join(newest_first),
         "@BINARY@": BINARY,
@@ -158,13 +155,15 @@ def header(pythons: list[Python], rows: dict[Python, tuple[int, int, str, int]])
     return text.encode()
 
 
+def _code_of(name: str) -> str:
+    return (BOOT / name).read_text().rpartition('"""\n')[2].strip("\n")
+
+
 def data_files(pythons: list[Python]) -> dict[str, bytes]:
     """What is carried beside code, once for all versions."""
     folders = {wheel.name.rsplit("-", 1)[0]: wheel for p in pythons for wheel in parts.wheels(p)}
-    web = parts.web_wheels(pythons[-1])
-    found = parts.licences([*(folders[name] for name in sorted(folders)), *web])
-    found.update(parts.web_files(web))
-    for name in ("etc/rfaas.toml", "functions/libfunctions.so"):
+    found = parts.licences([folders[name] for name in sorted(folders)])
+    for name in ("etc/rfaas.toml", "functions/libfunctions.so", *parts.page_files()):
         found[name] = (TREE / name).read_bytes()
     return dict(sorted(found.items()))
 

@@ -24,7 +24,7 @@ NOT_OURS = {"build", "dist"}  # and what starts with a dot
 # The module map: from the top down; a module imports from its own line and the
 # lines below.  A new module is entered here before it can be imported.
 LAYERS = (
-    ("cli", "commands"),
+    ("cli", "commands", "quick"),
     ("admin", "serve"),  # serve is the one place that knows more than one role
     ("roles",),
     ("bench", "demo"),  # they use what a user has

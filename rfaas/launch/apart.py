@@ -65,10 +65,11 @@ class WorkerApart(WorkerProcess):
             hot_timeout_ms=task.hot_timeout_ms,
             host=task.host,
             shares=shares,
+            counts=task.counts,
         )
         # On one processor both cannot spin: the worker sleeps at once, its endpoint is hot.
         hot_timeout_ms = 0 if shares else task.hot_timeout_ms
-        alone = replace(task, transport="shm", host="", hot_timeout_ms=hot_timeout_ms)
+        alone = replace(task, transport="shm", host="", counts=None, hot_timeout_ms=hot_timeout_ms)
         fds = [self.rings_fd, self._account_fd]
         feeding = asyncio.get_running_loop().create_task(
             self._feeder.start(zygote, serve, fds, lambda status: self._feeder_died(zygote, status))

@@ -22,6 +22,7 @@ from rfaas.errors import (
     LibraryMissingError,
     RfaasError,
 )
+from rfaas.launch.accounts import Accounts
 from rfaas.launch.apart import WorkerApart
 from rfaas.launch.libraries import Libraries
 from rfaas.launch.node import partners_of
@@ -62,6 +63,7 @@ class Pool:
         self._clock = clock
         self._supervisor = Supervisor(cpus, config.workers_crashed_max)
         self._partners = partners_of(cpus)
+        self._accounts = Accounts()
         self._node = zygote.node
         self._zygote = Zygote(zygote.pid, zygote.sock, lost)
         self._processes: dict[int, WorkerProcess] = {}
@@ -135,6 +137,8 @@ class Pool:
         worker = self._supervisor.start(request.lease)
         process = self._process(worker.number, request, lease, transport)
         self._processes[worker.number] = process
+        if transport == "verbs":
+            process.account = self._accounts.open(host, len(lease.cpus))
         order = SpawnWorker(
             isolation=lease.claims.isolation,
             lease=request.lease,
@@ -150,6 +154,7 @@ class Pool:
             degrade=tuple(self._node.degrade.split()),
             transport=transport,
             host=host,
+            counts=process.account.place if process.account is not None else None,
         )
         try:
             await asyncio.wait_for(
@@ -236,6 +241,7 @@ class Pool:
         for process in self._processes.values():
             process.end_rings()
             await process.close()
+        self._accounts.close()
         self.libraries.close()
 
     def _usage(self, lease: str) -> Usage:

@@ -19,6 +19,7 @@ from msgspec.structs import replace
 from rfaas.control.aio import AsyncLink, no_silent_end
 from rfaas.core.accounting import usage_of
 from rfaas.errors import InternalError, LibraryError, WorkerCrashedError, from_wire
+from rfaas.launch.accounts import Account
 from rfaas.native._worker import end_ring
 from rfaas.proto import wire
 from rfaas.proto.messages import Endpoint, Error, Usage
@@ -140,6 +141,7 @@ class WorkerProcess:
         self.endpoint: Endpoint | None = None
         self.steps_ns: dict[str, int] = {}
         self.rings_fd = -1
+        self.account: Account | None = None  # what it tells over RDMA, lent by the pool
         self._account_fd = -1
         self._link: AsyncLink | None = None
         self._death: asyncio.Future[int] | None = None
@@ -202,8 +204,14 @@ class WorkerProcess:
         """What its lease has used so far, on top of what earlier workers had."""
         if self._account_fd < 0:
             return usage_of(b"", 0, allocated_ns, carried)
-        page = os.pread(self._account_fd, self.lanes * wire.ACCOUNT_LANE_BYTES, 0)
+        # What was told while it lives; what stands on its page, to the last call, once it is dead.
+        told = self.account.read() if self.account is not None and not self._is_dead else None
+        page = told or os.pread(self._account_fd, self.lanes * wire.ACCOUNT_LANE_BYTES, 0)
         return usage_of(page, self.lanes, allocated_ns, carried, time.monotonic_ns())
+
+    @property
+    def _is_dead(self) -> bool:
+        return self._death is not None and self._death.done()
 
     def end_rings(self) -> None:
         """Tell whoever waits on the rings that nobody serves them any more."""
@@ -212,6 +220,9 @@ class WorkerProcess:
 
     async def close(self) -> None:
         """Let go of the memory and the link of a worker that is dead."""
+        if self.account is not None:
+            self.account.close()
+            self.account = None
         if self._link is not None:
             await self._link.close()
         for fd in (self.rings_fd, self._account_fd):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import time
 from collections.abc import Sequence
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from msgspec.structs import replace
 
@@ -20,6 +19,9 @@ from rfaas.errors import (
 )
 from rfaas.proto import wire
 from rfaas.units import format_bytes, format_ns
+
+if TYPE_CHECKING:
+    import argparse
 
 READ_BYTES = 1 << 20  # of an input at once
 
