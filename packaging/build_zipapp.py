@@ -251,7 +251,7 @@ def modules(python: Python) -> tuple[dict[str, list[str]], dict[str, Path]]:
             if file.name.endswith(python.suffix):
                 name = ".".join(file.relative_to(folder).parts).removesuffix(python.suffix)
                 natives[name] = file
-            elif file.suffix == ".py" and file.name not in parts.DROPPED:
+            elif file.name.endswith(".py") and file.name not in parts.DROPPED:
                 name, shown = _named(file, folder)
                 code[name] = [str(file), shown]
     return code, dict(sorted(natives.items()))

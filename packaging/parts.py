@@ -25,6 +25,10 @@ WORK = TREE / "build/dist"
 VERSIONS = ("3.10", "3.11", "3.12", "3.13")  # requires-python, as far as wheels are pinned for it
 # Pinned in pyproject.toml; tomli where there is no tomllib.
 CARRIED = ("h11", "microdot", "msgpack", "msgspec")
+# Of microdot's modules, those that nothing of ours imports.
+UNUSED = """
+    asgi auth cors csrf helpers jinja login multipart session sse test_client utemplate websocket wsgi
+""".split()  # noqa: SIM905 - as one reads it
 PURE = ("h11", "microdot", "tomli")  # the same for every version of Python
 PAGE = "rfaas/web/page"  # files that are served as they are, beside a module
 TOMLI = "tomli"
@@ -42,7 +46,8 @@ Summary: Python bindings for rdma-core
 License-Expression: GPL-2.0-only OR Linux-OpenIB
 """
 PLATFORMS = ("manylinux2014_x86_64", "manylinux_2_17_x86_64", "manylinux_2_28_x86_64")
-DROPPED = ("fallback.py", "_cmsgpack.c")  # msgpack's own, in Python, for Pythons without the other
+# msgpack's own, in Python, for Pythons without the other; of microdot what nothing of ours imports.
+DROPPED = ("fallback.py", "_cmsgpack.c", *(f"{name}.py" for name in UNUSED))
 LICENCE_NAME = re.compile("licen[cs]e|copying|copyright|notice|author", re.IGNORECASE)
 LINK_FLAGS = "-Wl,--build-id=none,-z,noseparate-code"  # no id, no padding: 8 kB a module
 # Nothing unwinds the stack of these modules: 6 % of each.
