@@ -21,8 +21,6 @@ from tests.transport.served import Gate, Serve, Served  # noqa: E402
 
 PYTHONS = ("/usr/bin/python3",)  # of the distribution: pyverbs must match its libibverbs
 
-PYTHONS = ("/usr/bin/python3",)  # of the distribution: pyverbs must match its libibverbs
-
 if TYPE_CHECKING:
     from rfaas.transport import Transport
     from tests.harness.rdma import End
