@@ -43,6 +43,10 @@ class ManualClock:
     def wall_s(self) -> float:
         return self._wall_s
 
+    def jump(self, seconds: float) -> None:
+        """Set the wall clock alone, as a person or NTP does."""
+        self._wall_s += seconds
+
     def advance(self, seconds: float) -> None:
         self._monotonic_s += seconds
         self._wall_s += seconds

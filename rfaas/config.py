@@ -105,6 +105,13 @@ class ClientConfig(Section, frozen=True):
     spin_us: Annotated[int, Meta(ge=0, le=1_000_000)] = 1000
 
 
+class ControlConfig(Section, frozen=True):
+    """`[control]`: who is at the other end of a link."""
+
+    auth: Literal["none", "munge"] = "none"
+    munge_socket: Path = ""
+
+
 class LeaseConfig(Section, frozen=True):
     """`[lease]`: what a lease asks for where the caller does not say."""
 
@@ -171,6 +178,7 @@ class Config(Section, frozen=True):
     resource_manager: ResourceManagerConfig = ResourceManagerConfig()
     executor: ExecutorConfig = ExecutorConfig()
     client: ClientConfig = ClientConfig()
+    control: ControlConfig = ControlConfig()
     lease: LeaseConfig = LeaseConfig()
     sandbox: SandboxConfig = SandboxConfig()
     lane: LaneConfig = LaneConfig()

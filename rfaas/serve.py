@@ -118,6 +118,7 @@ async def _serve(
             config.rdma.device,
             config.http,
             config.prices,
+            config.control,
         )
         roles.append(loop.create_task(managing))
     if nursery is not None:
@@ -130,7 +131,7 @@ async def _serve(
         else:
             _ensure_place(own.address)
         serving = executor.run(
-            own, clock, ready, stop, nursery, private, waiting, config.rdma.device
+            own, clock, ready, stop, nursery, private, waiting, config.rdma.device, config.control
         )
         task = loop.create_task(serving)
         task.add_done_callback(lambda _: stop_manager.set())  # it tells the manager how it ended

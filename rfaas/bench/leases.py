@@ -98,6 +98,8 @@ def manager(clients: int, nodes: int, pairs: int) -> dict[str, object]:
             f"resource_manager.store={path}/store.sqlite",
             "--set",
             "resource_manager.synchronous=full",
+            "--set",
+            "http.address=none",
         )
         with (
             open(f"{path}/log", "wb") as log,

@@ -40,6 +40,8 @@ from rfaas.proto.messages import (
     LeaseEnded,
     LeaseGranted,
     LeaseOpened,
+    LeasePart,
+    LeaseTerminating,
     ListFunctions,
     OpenLease,
     ReleaseLease,
@@ -86,6 +88,7 @@ class Lease(Lanes):
         self.endpoint: Endpoint | None = None  # where the worker listens, over verbs
         self.cpus: tuple[int, ...] = ()
         self.steps_ns: dict[str, int] = {}
+        self._ends_at_s: float | None = None  # once notice was given
         self._secret = b""  # proves that the lease is ours; see proto/proof.py
         self._session = session
         self._library = library
@@ -100,14 +103,18 @@ class Lease(Lanes):
         self._watcher: threading.Thread | None = None
         self._lock = threading.RLock()
 
-    def open(self, granted: LeaseGranted) -> None:
-        """Show the token to the node and start a worker there."""
+    def know(self, granted: LeaseGranted | LeasePart) -> None:
+        """Take note of a grant: from here on `close` gives it back."""
         self.id = granted.lease
         self.node = granted.node
         self.isolation = granted.isolation
+        self._secret = granted.secret
+
+    def open(self, granted: LeaseGranted | LeasePart) -> None:
+        """Show the token to the node and start a worker there."""
+        self.know(granted)
         start = time.monotonic_ns()
         self._link = self._session.link_to(granted.address)
-        self._secret = granted.secret
         self._link.ask(self._shown(self._link, granted), LeaseOpened)
         self.steps_ns["connect"] = time.monotonic_ns() - start
         self._start_worker()
@@ -123,11 +130,14 @@ class Lease(Lanes):
             PeerLostError: the resource manager or the node is gone.
             UnavailableError: the resource manager is away, or the node does not read.
         """
-        link = self._link
-        if link is None or self._ended is not None:
+        if self._link is None or self._ended is not None:
             return
+        self.show_again(self.ask_renewed())
+
+    def ask_renewed(self) -> LeaseGranted:
+        """Ask who grants leases for more time; of a lease over several nodes, for all parts."""
         duration_s = self._session.config.client.lease_duration_s
-        granted = self._session.ask(
+        return self._session.ask(
             lambda grants: RenewLease(
                 lease=self.id,
                 duration_s=duration_s,
@@ -135,10 +145,22 @@ class Lease(Lanes):
             ),
             LeaseGranted,
         )
-        if not link.post(self._shown(link, granted)):
+
+    def show_again(self, granted: LeaseGranted | LeasePart) -> None:
+        """Tell the node of a renewal, without waiting for it."""
+        link = self._link
+        if link is not None and not link.post(self._shown(link, granted)):
             raise UnavailableError(f"node {self.node} does not read")
 
-    def _shown(self, link: Link, granted: LeaseGranted) -> OpenLease:
+    @property
+    def ends_in_s(self) -> float | None:
+        """Seconds until the lease ends whatever we do, if notice was given; else None."""
+        self._listen(0.0)
+        if self._ends_at_s is None:
+            return None
+        return max(0.0, self._ends_at_s - time.monotonic())
+
+    def _shown(self, link: Link, granted: LeaseGranted | LeasePart) -> OpenLease:
         proof = prove(self._secret, link.nonce, self.id)
         return OpenLease(token=granted.token, proof=proof)
 
@@ -384,6 +406,8 @@ class Lease(Lanes):
                 match link.notices.popleft() if link.notices else None:
                     case WorkerExited() as notice if notice.worker == self._worker:
                         self._fail(WorkerCrashedError(notice.text))
+                    case LeaseTerminating() as notice if notice.lease == self.id:
+                        self._ends_at_s = time.monotonic() + notice.remaining_s
                     case LeaseEnded() as notice if notice.lease == self.id:
                         self._end(LeaseEndedError(f"lease {self.id[:8]} is over: {notice.cause}"))
         if lost is not None:

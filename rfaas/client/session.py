@@ -14,7 +14,9 @@ import time
 import weakref
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
+
+from msgspec.structs import replace
 
 from rfaas.addresses import is_local
 from rfaas.client.lease import Lease
@@ -44,11 +46,14 @@ from rfaas.proto.messages import (
     Message,
     NodeReport,
     Nodes,
+    RenewLease,
     RequestLease,
     StatusReport,
 )
+from rfaas.proto.proof import prove
 
 RENEWALS_PER_LEASE = 3  # a lease is renewed when a third of its time has passed
+ANSWER_S = 30.0  # to a request, beside the time that it waits for cores
 RETRY_S = 0.5  # between two tries to renew while nobody answers
 
 
@@ -117,26 +122,38 @@ class Session:
             raise
 
     def _link_at(self, address: str) -> Link:
-        return links.connect(address, self._hello, self.config.rdma.device)
+        hello = self._hello
+        if self.config.control.auth != "none":
+            from rfaas.control import munge
 
-    def lease(
+            hello = replace(hello, credential=munge.credential(self.config.control))
+        return links.connect(address, hello, self.config.rdma.device)
+
+    def lease(  # noqa: PLR0913 - as many things can be asked for
         self,
-        cores: int | None = None,
+        cores: int | Literal["all"] | None = None,
         library: str | os.PathLike[str] | bytes = "",
         *,
         memory: int | str | None = None,
         isolation: str | None = None,
+        placement: Literal["pack", "spread", "node"] | None = None,
+        wait_s: float | None = None,
         slots: int | None = None,
         slot_bytes: int | str | None = None,
         hot_timeout_ms: int | None = None,
         call_timeout_s: float | None = None,
     ) -> Lease:
-        """Lease cores of one node and start a worker on them with `library`.
+        """Lease cores and start a worker on them with `library`, on each node that has some.
 
         Args:
-            cores: one lane each; None: `lease.cores` of the configuration, and so below.
+            cores: one lane each, "all" those of a node; None: `lease.cores` of the
+                configuration, and so below.
             library: path of a shared object, or its bytes.
-            memory: bytes that the worker may use, or text such as "2GiB".
+            memory: bytes that the workers may use together, text such as "2GiB", or "all"
+                that a node has.
+            placement: "pack" on as few nodes as possible, "spread" evenly over many, "node"
+                on one node or not at all.
+            wait_s: how long to wait for cores in the queue; 0: not at all.
             slots: calls that a lane can hold at once.
             slot_bytes: the largest input, and output, of a call.
             hot_timeout_ms: milliseconds that a lane spins after a call before it
@@ -157,20 +174,25 @@ class Session:
             memory_bytes=self._asked("lease", "memory", memory),
             duration_s=self.config.client.lease_duration_s,
             isolation=self._asked("lease", "isolation", isolation),
-            placement="node",
+            placement=self._asked("lease", "placement", placement),
+            wait_s=self._asked("lease", "wait_s", wait_s),
         )
         found = Library.read(library)
-        lease = Lease(
-            self,
-            found,
-            slots=self._asked("lane", "slots", slots),
-            slot_bytes=self._asked("lane", "slot_bytes", slot_bytes),
-            hot_timeout_ms=self._asked("lane", "hot_timeout_ms", hot_timeout_ms),
-            spin_us=self.config.client.spin_us,
-            call_timeout_s=self._asked("client", "call_timeout_s", call_timeout_s),
-        )
+        options = {
+            "slots": self._asked("lane", "slots", slots),
+            "slot_bytes": self._asked("lane", "slot_bytes", slot_bytes),
+            "hot_timeout_ms": self._asked("lane", "hot_timeout_ms", hot_timeout_ms),
+            "spin_us": self.config.client.spin_us,
+            "call_timeout_s": self._asked("client", "call_timeout_s", call_timeout_s),
+        }
         start = time.monotonic_ns()
-        granted = self.ask(wanted, LeaseGranted)
+        granted = self._request(wanted)
+        if granted.rest:
+            from rfaas.client.wide import WideLease  # most leases are on one node
+
+            lease: Lease = WideLease(self, found, **options)
+        else:
+            lease = Lease(self, found, **options)
         lease.steps_ns["request"] = time.monotonic_ns() - start
         with self._lock:  # before it is open: loading may take longer than it lasts
             self._leases.add(lease)
@@ -187,6 +209,24 @@ class Session:
                 raise LibraryError(f"library {found.name}: {error.text}", hint=error.hint) from None
             raise
         return lease
+
+    def _request(self, wanted: RequestLease) -> LeaseGranted:
+        """Ask for a lease; one that may wait has a link of its own, not to keep others waiting."""
+        if not wanted.wait_s:
+            return self.ask(wanted, LeaseGranted)
+        link = self.link_to(self.where)
+        try:
+            granted = link.ask(wanted, LeaseGranted, timeout_s=wanted.wait_s + ANSWER_S)
+            return self.ask(  # it belongs to that link until it is renewed over ours
+                lambda grants: RenewLease(
+                    lease=granted.lease,
+                    duration_s=wanted.duration_s,
+                    proof=prove(granted.secret, grants.nonce, granted.lease),
+                ),
+                LeaseGranted,
+            )
+        finally:
+            link.close()
 
     def _asked(self, section: str, key: str, value: object) -> Any:
         """An argument of `lease`, or the configuration's value where the caller gave none."""

@@ -71,6 +71,7 @@ class AsyncLink:
         self._drained.set()
         self._closed = False
         self._next_id = 0
+        self.user = ""  # who is at the other end, where links are authenticated
         self.nonce = b""  # what proofs on this link are made over, `proto.proof`
 
     @property
@@ -257,13 +258,21 @@ async def connect(address: str, hello: Hello, device: str = "") -> AsyncLink:
 
 
 Serve = Callable[[AsyncLink, Hello], Awaitable[None]]
+Admit = Callable[[Hello], Awaitable[str]]  # the name of the user; raises who may not connect
 
 
 class Listener:
     """Accepts links and serves each in a task of its own."""
 
-    def __init__(self, welcome: Welcome, serve: Serve, acceptor: Acceptor | None = None) -> None:
+    def __init__(
+        self,
+        welcome: Welcome,
+        serve: Serve,
+        acceptor: Acceptor | None = None,
+        admit: Admit | None = None,
+    ) -> None:
         self._welcome = welcome
+        self._admit = admit
         self._serve = serve
         self._acceptor = acceptor
         self._tasks: set[asyncio.Task[None]] = set()
@@ -343,6 +352,8 @@ class Listener:
             await refuse(link, hello.id, ProtocolError(text, hint=hint))
             return None
         link.peer = f"{hello.role} {hello.name}"
+        if self._admit is not None:
+            link.user = await asyncio.wait_for(self._admit(hello), HELLO_TIMEOUT_S)
         link.nonce = secrets.token_bytes(NONCE_BYTES)
         link.send(msgspec.structs.replace(self._welcome, id=hello.id, nonce=link.nonce))
         return hello
@@ -377,10 +388,16 @@ async def refuse(link: AsyncLink, request_id: int, error: Exception) -> None:
         await asyncio.wait_for(link.drain(), REFUSAL_TIMEOUT_S)
 
 
-async def listen(address: str, welcome: Welcome, serve: Serve, device: str = "") -> Listener:
+async def listen(
+    address: str,
+    welcome: Welcome,
+    serve: Serve,
+    device: str = "",
+    admit: Admit | None = None,
+) -> Listener:
     """Listen at `address`, over RDMA by `device`, and serve each link that says hello.
 
     Raises:
         AddressInUseError, SystemCallError, UnavailableError: the address cannot be had.
     """
-    return Listener(welcome, serve, ends.listen(address, device))
+    return Listener(welcome, serve, ends.listen(address, device), admit)

@@ -19,6 +19,8 @@ from msgspec.structs import replace
 
 from rfaas.addresses import announced
 from rfaas.clock import Clock
+from rfaas.config import ControlConfig
+from rfaas.control import munge
 from rfaas.control.aio import AsyncLink, connect, no_silent_end
 from rfaas.core.lease import Ask, Lease
 from rfaas.core.ledger import Ledger
@@ -192,6 +194,7 @@ class ManagerAuthority:
     Args:
         usage: what each lease here has used so far.
         device: over RDMA, the one to connect from; "": the one that the route leads over.
+        control: how the manager finds out whose node this is.
     """
 
     def __init__(
@@ -202,9 +205,11 @@ class ManagerAuthority:
         usage: Callable[[], dict[str, Usage]],
         told: Told,
         device: str = "",
+        control: ControlConfig = ControlConfig(),  # noqa: B008 - frozen
     ) -> None:
         self._address = address
         self._device = device
+        self._control = control
         self._node = node
         self._clock = clock
         self._usage = usage
@@ -255,9 +260,14 @@ class ManagerAuthority:
 
     async def _join_again(self) -> None:
         pause_s, warned = 0.1, False
-        hello = Hello(version=PROTOCOL_VERSION, role="executor", name=self._node.node)
         while True:
             try:
+                hello = Hello(
+                    version=PROTOCOL_VERSION,
+                    role="executor",
+                    name=self._node.node,
+                    credential=munge.credential(self._control),
+                )
                 link = await connect(self._address, hello, self._device)
                 try:
                     await self._serve(link)

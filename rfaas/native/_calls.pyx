@@ -111,7 +111,8 @@ cdef class Lanes:
             self._revive()
         # SAFETY: no Python code, hence no other thread, has run since the list was seen filled.
         best = <Lane>self.lanes[0]
-        if window_in_flight(&best.w) and len(self.lanes) > 1:
+        # Nothing in flight and nothing free: its slots hold results that nobody has collected.
+        if (window_in_flight(&best.w) or best.w.free_count <= 1) and len(self.lanes) > 1:
             for item in self.lanes:
                 lane = <Lane>item
                 lane.poll()

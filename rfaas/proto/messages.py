@@ -77,6 +77,7 @@ class Hello(Message, frozen=True):
     role: Annotated[str, Meta(pattern=r"^(client|executor|resource-manager|worker)\Z")]
     name: Name
     program: Program = __version__
+    credential: Annotated[str, Meta(max_length=4096)] = ""  # of control/munge.py
 
 
 class Welcome(Message, frozen=True):

@@ -21,8 +21,8 @@ from msgspec.structs import replace
 
 from rfaas import __version__, addresses
 from rfaas.clock import Clock
-from rfaas.config import ExecutorConfig
-from rfaas.control import aio
+from rfaas.config import ControlConfig, ExecutorConfig
+from rfaas.control import aio, munge
 from rfaas.control.aio import AsyncLink, Listener
 from rfaas.control.authority import Authority, ManagerAuthority, OwnAuthority, Told
 from rfaas.core.supervisor import Over
@@ -47,6 +47,8 @@ from rfaas.transport import fitting, transport
 REQUESTS_PER_LINK_MAX = 16
 REFUSED_TOKENS_MAX = 3  # of one link: guessing is made slow
 TICK_S = 0.1
+
+_ON_OPEN_LEASES = (m.StartWorker, m.StopWorker, m.SendLibrary, m.ListFunctions)
 
 log = logging.getLogger("rfaas.executor")
 
@@ -76,10 +78,12 @@ class Executor:
         ready: Callable[[str], None],
         lost: Callable[[str], None],
         device: str = "",
+        control: ControlConfig = ControlConfig(),  # noqa: B008 - frozen
     ) -> None:
         cores, cpus = cores_of(config)
         self._config = config
         self._device = device
+        self._control = control
         self._clock = clock
         self._started_s = clock.monotonic_s()
         self._clients: dict[str, Client] = {}  # by lease
@@ -110,7 +114,11 @@ class Executor:
         if private is not None:
             return self.listener.adopt(private)
         self.listener = await aio.listen(
-            self._config.address, self._welcome, self._serve, self._device
+            self._config.address,
+            self._welcome,
+            self._serve,
+            self._device,
+            munge.admit(self._control),
         )
         address = self.listener.address
         self._node = replace(self._node, address=address)
@@ -139,6 +147,7 @@ class Executor:
                     lost=self._lost,
                 ),
                 self._device,
+                self._control,
             )
             authority.crashes = self._pool.crashes
         return None
@@ -210,10 +219,17 @@ class Executor:
                 del self._granted[lease]
                 self._authority.over(Over(lease, "client-lost", m.Usage()))
 
+    def _check_own(self, client: Client, lease: str) -> None:
+        """What is done to a lease that is open here comes over the link that opened it."""
+        if self._clients.get(lease, client) is not client:
+            raise NotPermittedError(f"lease {lease[:8]} is another client's")
+
     async def _reply(self, client: Client, message: m.Message) -> None:
         fds: tuple[int, ...] = ()
         reply: m.Message
         try:
+            if isinstance(message, _ON_OPEN_LEASES):
+                self._check_own(client, message.lease)
             match message:
                 case m.StartWorker():
                     reply, fds = await self._start_worker(client, message)
@@ -240,6 +256,8 @@ class Executor:
                         )
                 case m.RenewLease():
                     reply = await self._authority.answer(message, client.link.nonce)
+                    if message.lease in self._granted:
+                        self._granted[message.lease] = client
                 case m.GetStatus():
                     reply = self._status()
                 case m.AdoptLink():
@@ -279,6 +297,8 @@ class Executor:
 
     async def _claims(self, client: Client, request: m.OpenLease) -> Claims:
         """What a token grants; who shows too many that are not its own is sent away."""
+        if client.refused >= REFUSED_TOKENS_MAX:  # its link is about to be closed
+            raise NotPermittedError(f"{client.refused} tokens were refused on this link")
         try:
             return self._authority.claims(request, client.link.nonce)
         except (ProtocolError, NotPermittedError) as error:
@@ -392,7 +412,7 @@ def unexpected(error: Exception, message: m.Message) -> RfaasError:
     )
 
 
-async def run(
+async def run(  # noqa: PLR0913, PLR0917 - what it is made of
     config: ExecutorConfig,
     clock: Clock,
     ready: Callable[[str], None],
@@ -401,6 +421,7 @@ async def run(
     private: socket.socket | None = None,
     waiting: Callable[[str], None] = lambda _: None,
     device: str = "",
+    control: ControlConfig = ControlConfig(),  # noqa: B008 - frozen
 ) -> None:
     """Live as an executor until `stop` is set, or the link of a private one ends.
 
@@ -410,6 +431,7 @@ async def run(
         private: the link of the one client to serve.
         waiting: called, before `ready`, when it listens and has yet to join its manager.
         device: the RDMA device that workers listen on; "": the first that can be used.
+        control: who may connect, and how the manager finds out whose node this is.
 
     Raises:
         AddressInUseError, SystemCallError: it cannot listen.
@@ -422,7 +444,7 @@ async def run(
         stop.set()
 
     loop = asyncio.get_running_loop()
-    executor = Executor(config, clock, zygote, ready, lost, device)
+    executor = Executor(config, clock, zygote, ready, lost, device, control)
     ticking = loop.create_task(executor.tick())
     waits: list[asyncio.Task[object]] = [loop.create_task(stop.wait())]
     try:

@@ -40,7 +40,8 @@ class Leases:
         """
         state = self._state
         began_s = state.now_s()
-        ask = ask_of(asked, account_of(asked.client), state.new_id())
+        account = peer.link.user or account_of(asked.client)
+        ask = ask_of(asked, account, state.new_id())
         try:
             lease = state.ledger.ask(ask, state.now_s())
             if lease is None:

@@ -35,7 +35,8 @@ import msgspec
 
 from rfaas.addresses import announced, is_local
 from rfaas.clock import Clock
-from rfaas.config import HttpConfig, PricesConfig, ResourceManagerConfig
+from rfaas.config import ControlConfig, HttpConfig, PricesConfig, ResourceManagerConfig
+from rfaas.control import munge
 from rfaas.control.aio import AsyncLink, listen
 from rfaas.core.events import Events
 from rfaas.errors import CapacityError, PeerLostError, ProtocolError, RfaasError
@@ -197,7 +198,7 @@ class ResourceManager:
         raise _not_answered(peer, message)
 
 
-async def run(
+async def run(  # noqa: PLR0913, PLR0917 - what it is made of
     config: ResourceManagerConfig,
     clock: Clock,
     ready: Callable[[str], None],
@@ -205,6 +206,8 @@ async def run(
     device: str = "",
     http: HttpConfig | None = None,
     prices: PricesConfig | None = None,
+    control: ControlConfig = ControlConfig(),  # noqa: B008 - frozen
+    made: Callable[[ResourceManager], None] = lambda _: None,
 ) -> None:
     """Serve until `stop` is set; `ready` gets the one line that says so.
 
@@ -212,6 +215,8 @@ async def run(
         device: where an address of the form verbs:*:PORT is, "": the first that can be used.
         http: where people look on, None: nowhere.
         prices: what bills cost.
+        control: who may connect.
+        made: gets the manager before `ready`: for who operates it.
 
     Raises:
         ConfigError, SystemCallError: the store cannot be used.
@@ -220,9 +225,11 @@ async def run(
     store = SqliteStore(config.store, config.synchronous)
     try:
         manager = ResourceManager(config, clock, store, prices=prices)
+        made(manager)
         web = web_of(http, manager.view)
         welcome = messages.Welcome(version=PROTOCOL_VERSION, role=ROLE, name=platform.node())
-        listener = await listen(config.address, welcome, manager.serve, device)
+        admit = munge.admit(control)
+        listener = await listen(config.address, welcome, manager.serve, device, admit)
         try:
             at = manager.state.address = listener.address
             flag = "" if is_local(at) else f" --resource-manager {announced(at, platform.node())}"

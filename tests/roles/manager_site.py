@@ -21,6 +21,7 @@ from rfaas.proto import messages
 from rfaas.proto.messages import PROTOCOL_VERSION, Message, Usage
 from rfaas.proto.proof import prove
 from rfaas.roles import resource_manager
+from rfaas.roles.resource_manager import ResourceManager
 
 GIB = 1 << 30
 FIRST, SECOND = "1" * 32, "2" * 32  # incarnations
@@ -125,6 +126,7 @@ class Site:
         self.store = str(path / "store.db")
         self.clock = ManualClock()
         self.heartbeat_s = 10.0
+        self.quota = (0, 0)  # cores, leases of one client
         self.lines: list[str] = []
         self.secrets: dict[str, bytes] = {}  # what one client program knows, over all its links
         self._callers: list[Caller] = []
@@ -136,23 +138,28 @@ class Site:
             heartbeat_s=self.heartbeat_s,
             missed_beats_max=3,
             lease_duration_max_s=3600.0,
+            cores_per_client_max=self.quota[0],
+            leases_per_client_max=self.quota[1],
         )
 
     @asynccontextmanager
-    async def manager(self) -> AsyncIterator[None]:
+    async def manager(self) -> AsyncIterator[ResourceManager]:
         ready, stop = asyncio.Event(), asyncio.Event()
+        made: list[ResourceManager] = []
 
         def note(line: str) -> None:
             self.lines.append(line)
             ready.set()
 
-        running = asyncio.create_task(resource_manager.run(self.config(), self.clock, note, stop))
+        running = asyncio.create_task(
+            resource_manager.run(self.config(), self.clock, note, stop, made=made.append)
+        )
         waiting = asyncio.create_task(ready.wait())
         await asyncio.wait([running, waiting], return_when=asyncio.FIRST_COMPLETED)
         waiting.cancel()
         try:
             if not running.done():
-                yield
+                yield made[0]
         finally:
             stop.set()
             await running

@@ -203,7 +203,7 @@ def test_a_renewed_lease_belongs_to_the_link_that_renewed_it(site: Site) -> None
     play(scene())
 
 
-def test_64_clients_for_8_cores(site: Site) -> None:
+def test_row_8_over_commit_race_64_clients_for_8_cores(site: Site) -> None:
     async def scene() -> None:
         async with site.manager():
             await site.executor("n1", cores=3)
