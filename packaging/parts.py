@@ -28,7 +28,8 @@ VERSIONS = ("3.10", "3.11", "3.12", "3.13")  # requires-python, as far as wheels
 CARRIED = ("h11", "microdot", "msgpack", "msgspec")
 # Of microdot's modules, those that nothing of ours imports.
 UNUSED = """
-    asgi auth cors csrf helpers jinja login multipart session sse test_client utemplate websocket wsgi
+    asgi auth cors csrf helpers jinja login multipart session sse test_client utemplate websocket
+    wsgi
 """.split()  # noqa: SIM905 - as one reads it
 PURE = ("h11", "microdot", "tomli")  # the same for every version of Python
 PAGE = "rfaas/web/page"  # files that are served as they are, beside a module
