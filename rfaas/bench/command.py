@@ -41,8 +41,6 @@ def run(config: Config, options: argparse.Namespace) -> int:
             raise UsageError(
                 f"{flag}: value is out of bounds ({value}), {least} to {most} is allowed"
             )
-    if options.what == "warm" and config.lane.transport == "verbs":
-        raise UsageError("bench warm measures shm alone: it watches the worker fall asleep")
     if options.what == "leases":
         report = _leases(options, calls)
     else:

@@ -77,7 +77,7 @@ def hot(session: Session, size: int, calls: int) -> dict[str, object]:
 
 def _hot_verbs(session: Session, data: bytearray, calls: int) -> dict[str, object]:
     """The same over RDMA; ratios count, for a NIC in software has the times of software."""
-    from rfaas.bench import verbs
+    from rfaas.bench import perftest, verbs
 
     size = len(data)
     with _lease(session, size, hot_timeout_ms=verbs.HOT_TIMEOUT_MS) as lease, _pinned_apart(lease):
@@ -86,7 +86,8 @@ def _hot_verbs(session: Session, data: bytearray, calls: int) -> dict[str, objec
         frozen = bytes(data)
         _time_calls(lease.call, frozen, verbs.WARM_UP)
         python = _time_calls(lease.call, frozen, len(native) // 5)
-        report = _head(lease, "hot", size, len(native))
+        report = _head(lease, "hot", size, len(native)) | {"mode": verbs.mode(lease)}
+        outside = perftest.latency_ns(lease, size)
     raw_stats, hot_stats, python_stats = stats(bare), stats(native), stats(python)
     return report | {
         "raw_rtt_ns": raw_stats,
@@ -96,6 +97,7 @@ def _hot_verbs(session: Session, data: bytearray, calls: int) -> dict[str, objec
         # Of neighbouring blocks: what else the machine does comes and goes between them.
         "ratio": round(verbs.ratio(bare, native), 3),
         "ratio_of_minima": round(hot_stats["min"] / raw_stats["min"], 3),
+        **({"ib_write_lat_ns": outside} if outside else {}),
     }
 
 
@@ -103,6 +105,8 @@ def warm(session: Session, size: int, calls: int) -> dict[str, object]:
     """A call to a worker that sleeps, against waking a bare peer in the same way."""
     raw, native, python = array("Q"), array("Q"), array("Q")
     data = bytearray(os.urandom(size))
+    if session.config.lane.transport == "verbs":
+        return _warm_verbs(session, data, calls)
     block = min(BLOCK, max(1, calls))
     with _lease(session, size, hot_timeout_ms=0) as lease, _pinned_apart(lease):
         lane, echo, pong = _parts(lease)
@@ -112,12 +116,28 @@ def warm(session: Session, size: int, calls: int) -> dict[str, object]:
             native.extend(_bench.measure(lane, echo, data, block, idle_ns=IDLE_NS))
             python.extend(_time_calls(lease.call, frozen, block, IDLE_NS))
         report = _head(lease, "warm", size, len(native))
+    return report | _warm(raw, native, python)
+
+
+def _warm_verbs(session: Session, data: bytearray, calls: int) -> dict[str, object]:
+    from rfaas.bench import verbs, verbs_warm
+
+    size = len(data)
+    with _lease(session, size, hot_timeout_ms=verbs.HOT_TIMEOUT_MS) as lease, _pinned_apart(lease):
+        lane, echo, _ = _parts(lease)
+        raw, native, python = verbs_warm.warm(lease, lane, echo, data, calls)
+        report = _head(lease, "warm", size, len(native))
+    return report | _warm(raw, native, python)
+
+
+def _warm(raw: array[int], native: array[int], python: array[int]) -> dict[str, object]:
     raw_stats, warm_stats = stats(raw), stats(native)
-    return report | {
+    return {
         "raw_rtt_ns": raw_stats,
         "warm_rtt_ns": warm_stats,
         "python_rtt_ns": stats(python),
         "overhead_ns": warm_stats["median"] - raw_stats["median"],
+        "ratio": round(warm_stats["median"] / raw_stats["median"], 3),
     }
 
 
@@ -189,7 +209,7 @@ def _payload_verbs(session: Session) -> dict[str, object]:
     with _lease(session, largest, hot_timeout_ms=verbs.HOT_TIMEOUT_MS) as lease:
         with _pinned_apart(lease):
             rows = [verbs.flow(lease, size) for size in (4 << 10, 64 << 10, largest)]
-        report = _head(lease, "payload", largest, 0)
+        report = _head(lease, "payload", largest, 0) | {"mode": verbs.mode(lease)}
     return report | {"rows": rows}
 
 

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from statistics import median
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from rfaas.bench import perftest
 from rfaas.errors import InternalError, WorkerCrashedError
 from rfaas.launch.local import python
 from rfaas.native import _bench
@@ -46,8 +47,8 @@ def hot(lease: Lease, lane: Lane, echo: int, data: bytearray, calls: int) -> tup
     with peer(lease, len(data)) as bare_lane:
         for _ in range(max(1, calls // BLOCK)):
             time.sleep(2 * HOT_TIMEOUT_MS / 1e3)
-            _checked(native_part.bare(bare_lane, data, WARM_UP))
-            bare.extend(_checked(native_part.bare(bare_lane, data, BLOCK)))
+            checked(native_part.bare(bare_lane, data, WARM_UP))
+            bare.extend(checked(native_part.bare(bare_lane, data, BLOCK)))
             time.sleep(2 * HOT_TIMEOUT_MS / 1e3)
             _bench.measure(lane, echo, data, WARM_UP)
             native.extend(_bench.measure(lane, echo, data, BLOCK))
@@ -82,15 +83,18 @@ def flow(lease: Lease, size: int) -> dict[str, object]:
                 rates["bare"].append(size * count * 1e9 / taken)
                 rates["calls"].append(size * count * 1e9 / called)
     ratios = [calls / bare for calls, bare in zip(rates["calls"], rates["bare"], strict=True)]
+    outside = perftest.bytes_per_s(lease, size)
     return {
         "size_bytes": size,
+        **({"ib_bw_bytes_per_s": outside} if outside else {}),
         "bare_bytes_per_s": median(rates["bare"]),
         "calls_bytes_per_s": median(rates["calls"]),
         "ratio": round(median(ratios), 3),
     }
 
 
-def _checked(samples: array[int] | None) -> array[int]:
+def checked(samples: array[int] | None) -> array[int]:
+    """What was measured, if the peer was there to the end."""
     if samples is None:
         raise WorkerCrashedError("the bare peer was lost while it was measured")
     return samples
@@ -116,6 +120,11 @@ def peer(lease: Lease, size: int) -> Iterator[Lane]:
             yield verbs.connect(at, 0, PEER_SLOTS, slot_bytes, source_of(lease))
         finally:
             process.kill()
+
+
+def mode(lease: Lease) -> str:
+    """Who owns the worker's end: "trusted", the worker itself, or "endpoint"."""
+    return "endpoint" if "worker.endpoint" in lease.steps_ns else "trusted"
 
 
 def source_of(lease: Lease) -> str:

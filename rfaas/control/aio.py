@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from rfaas.control import carrier, ends
+from rfaas.control import carrier as carriers
+from rfaas.control import ends
 from rfaas.control.link import welcomed
 from rfaas.errors import (
     PeerLostError,
@@ -60,7 +61,7 @@ class AsyncLink:
 
     def __init__(self, end: socket.socket | Carrier, peer: str) -> None:
         self.peer = peer
-        self._carrier = carrier.of(end)
+        self._carrier = carriers.of(end)
         self._framer = Framer()
         self._inbox: deque[Message] = deque()
         self._fds: list[int] = []
@@ -70,9 +71,15 @@ class AsyncLink:
         self._drained = asyncio.Event()
         self._drained.set()
         self._closed = False
+        self._broken = ""  # what broke the connection, in the system's words
         self._next_id = 0
         self.user = ""  # who is at the other end, where links are authenticated
         self.nonce = b""  # what proofs on this link are made over, `proto.proof`
+
+    @property
+    def carrier(self) -> Carrier:
+        """What carries it."""
+        return self._carrier
 
     @property
     def passes_fds(self) -> bool:
@@ -83,6 +90,11 @@ class AsyncLink:
     def local_host(self) -> str:
         """The address of our end, "" where it has none."""
         return self._carrier.local_host
+
+    @property
+    def drained(self) -> bool:
+        """Whether all that was sent has left us."""
+        return self._drained.is_set()
 
     async def receive(self) -> Message | None:
         """The next message, or None at the end of the stream.  One task at a time.
@@ -98,7 +110,8 @@ class AsyncLink:
             except (BlockingIOError, InterruptedError):
                 await self._readable()
                 continue
-            except OSError:
+            except OSError as error:
+                self._broken = error.strerror or ""
                 return None
             self._fds += fds
             if not data:
@@ -123,7 +136,8 @@ class AsyncLink:
         while True:
             reply = await self.receive()
             if reply is None:
-                raise PeerLostError(f"lost {self.peer}: it closed the connection")
+                why = self._broken or "it closed the connection"
+                raise PeerLostError(f"lost {self.peer}: {why}")
             # 0: it refuses the link, and with it whatever was asked
             if isinstance(reply, Error) and reply.id in (0, wanted):
                 raise from_wire(reply.code, reply.text, reply.hint)
@@ -140,7 +154,7 @@ class AsyncLink:
         if self._closed:
             raise PeerLostError(f"lost {self.peer}: the link is closed")
         data = encode(message)
-        carrier.check(self._carrier, fds, self.peer)
+        carriers.check(self._carrier, fds, self.peer)
         if self._outgoing_bytes + len(data) > OUTGOING_BYTES_MAX:
             self._abort()
             raise PeerLostError(
@@ -164,7 +178,7 @@ class AsyncLink:
         """Close; `drain` first to have queued messages sent.  Can be called twice."""
         try:
             if not self._closed and (settling := self._carrier.settling()) is not None:
-                await asyncio.wait_for(settling, carrier.LINGER_S)
+                await asyncio.wait_for(settling, carriers.LINGER_S)
         except asyncio.TimeoutError:
             pass
         finally:

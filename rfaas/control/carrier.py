@@ -28,6 +28,7 @@ class Carrier(Protocol):
     """A connection that moves bytes in order; the end of one side is the end of both."""
 
     passes_fds: bool  # descriptors can travel beside bytes: a Unix socket
+    lends: bool  # the peer can read our memory: see `lending`
 
     @property
     def local_host(self) -> str:
@@ -93,6 +94,8 @@ class Acceptor(Protocol):
 
 class SocketCarrier:
     """A Unix or TCP socket, which it owns; `Carrier`."""
+
+    lends = False
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock

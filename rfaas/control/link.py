@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from rfaas.control import carrier, ends
+from rfaas.control import carrier as carriers
+from rfaas.control import ends
 from rfaas.errors import PeerLostError, ProtocolError, UnavailableError, from_wire
 from rfaas.proto.codec import Framer, decode, encode
 from rfaas.proto.messages import (
@@ -45,7 +46,7 @@ class Link:
     def __init__(self, end: socket.socket | Carrier, peer: str) -> None:
         self.peer = peer
         self.notices: deque[Message] = deque()
-        self._carrier = carrier.of(end)
+        self._carrier = carriers.of(end)
         self._framer = Framer()
         self._inbox: deque[Message] = deque()
         self._fds: list[int] = []
@@ -55,6 +56,11 @@ class Link:
         self._ids = count(1)
         self.nonce = b""  # what proofs on this link are made over, `proto.proof`
         self._lost = False
+
+    @property
+    def carrier(self) -> Carrier:
+        """What carries it."""
+        return self._carrier
 
     @property
     def passes_fds(self) -> bool:
@@ -103,7 +109,7 @@ class Link:
     def send(self, message: Message, fds: tuple[int, ...] = ()) -> None:
         """Send a message as it is; blocks while the peer does not read."""
         data = encode(message)
-        carrier.check(self._carrier, fds, self.peer)
+        carriers.check(self._carrier, fds, self.peer)
         with self._lock, self._sending:
             self._send_all(data, fds)
 
@@ -179,7 +185,7 @@ class Link:
 
     def close(self) -> None:
         if not self._lost:
-            self._carrier.settle(carrier.LINGER_S)
+            self._carrier.settle(carriers.LINGER_S)
         self._lost = True
         self._carrier.close()
         for fd in self.take_fds():

@@ -17,6 +17,7 @@ from rfaas.control import rdma_errors, sockets
 from rfaas.control.carrier import running_loop
 from rfaas.control.rdma_errors import load
 from rfaas.errors import ProtocolError, RfaasError, UnavailableError
+from rfaas.proto.messages import LIBRARY_LENT_BYTES_MAX
 from rfaas.transport import device as devices
 
 if TYPE_CHECKING:
@@ -27,19 +28,20 @@ if TYPE_CHECKING:
 
 CONNECT_TIMEOUT_S = 10.0  # for all of it
 STEP_TIMEOUT_MS = 5000  # for the address, and for the route
-LENT_BYTES_MAX = 1024 * 1024  # of one RDMA READ, and so registered at either end
 
 
 class RdmaCarrier:
     """A stream over RDMA, which it owns; `carrier.Carrier`."""
 
     passes_fds = False
+    lends = True
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
         self._readable: Callback | None = None
         self._writable: Callback | None = None
-        self._fetched: asyncio.Future[None] | None = None
+        self._calmed: asyncio.Future[None] | None = None
+        self._is_fetching = False
         self._settled: asyncio.Future[None] | None = None
         self._watched = -1  # the descriptor that the running loop watches
         self._waiting = 0  # threads in `wait`: what happens is theirs to take in
@@ -47,6 +49,11 @@ class RdmaCarrier:
     @property
     def local_host(self) -> str:
         return self._stream.local_host
+
+    @property
+    def credits(self) -> tuple[int, int]:
+        """How many receives of the peer we may use, and how many of ours it has to be told of."""
+        return self._stream.credits
 
     def fileno(self) -> int:
         return self._stream.fileno()
@@ -129,34 +136,45 @@ class RdmaCarrier:
         self._stream.take_back()
 
     async def fetch(self, address: int, key: int, size: int) -> bytes:
-        """Read `size` bytes that the peer lends, at most LENT_BYTES_MAX.
+        """Read `size` bytes that the peer lends, at most LIBRARY_LENT_BYTES_MAX.
 
         Raises:
             OSError: memory for them cannot be registered.
             ProtocolError: nothing of that kind is lent, and the link is broken by it.
         """
-        if self._fetched is not None:
+        if self._is_fetching:
             raise ProtocolError("the peer asks for a second read before the first is done")
-        self._stream.fetch(address, key, size, LENT_BYTES_MAX)
-        self._fetched = running_loop().create_future()
-        self._watch()
+        self._is_fetching = True
         try:
-            if self._stream.fetching:
-                await self._fetched
+            await self._calm()  # what asks for it may come before the connection's own event
+            self._stream.fetch(address, key, size, LIBRARY_LENT_BYTES_MAX)
+            await self._calm()
         finally:
-            self._fetched = None
-            self._watch()
+            self._is_fetching = False
         if self._stream.state != "open":
-            raise ProtocolError(f"memory that the peer offers cannot be read: {self._over()}")
+            why = self._over().strerror
+            raise ProtocolError(f"memory that the peer offers cannot be read: {why}")
         return self._stream.fetched()
+
+    async def _calm(self) -> None:
+        """Return when the stream is open or over, and no fetch is under way."""
+        self._stream.step()
+        if self._stream.state == "opening" or self._stream.fetching:
+            self._calmed = running_loop().create_future()
+            self._watch()
+            try:
+                await self._calmed
+            finally:
+                self._calmed = None
+                self._watch()
 
     def forget(self) -> None:
         """Give back the memory that `fetch` registered."""
         self._stream.forget()
 
     def close(self) -> None:
-        waiting = (self._fetched, self._settled)
-        self._readable = self._writable = self._fetched = self._settled = None
+        waiting = (self._calmed, self._settled)
+        self._readable = self._writable = self._settled = self._calmed = None
         self._watch()
         self._stream.close()
         for future in waiting:
@@ -167,7 +185,7 @@ class RdmaCarrier:
 
     def _watch(self) -> None:
         """Have the loop watch our descriptor while anybody waits for something."""
-        wanted = any((self._readable, self._writable, self._fetched, self._settled))
+        wanted = any((self._readable, self._writable, self._calmed, self._settled))
         fd = self._stream.fileno() if wanted else -1
         if fd == self._watched:
             return
@@ -183,8 +201,8 @@ class RdmaCarrier:
         stream = self._stream
         stream.step()
         over = self._is_over()
-        if self._fetched is not None and not stream.fetching:
-            resolve(self._fetched)
+        if self._calmed is not None and stream.state != "opening" and not stream.fetching:
+            resolve(self._calmed)
         if self._settled is not None and not stream.unsettled:
             settled, self._settled = self._settled, None
             resolve(settled)

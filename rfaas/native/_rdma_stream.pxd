@@ -90,9 +90,11 @@ cdef extern from "rdma_stream.h" nogil:
         uint32_t credits
         uint32_t owed
         uint32_t reads
+        stream_hello hello
         stream_fault fault
         rdma_cm_id *id
 
+    void rdma_stream_prepare(rdma_stream *stream)
     int rdma_stream_connect(rdma_stream *stream, const sockaddr *source,
                             const sockaddr_storage *to, uint32_t timeout_ms)
     int rdma_stream_accept(rdma_stream *stream, rdma_cm_id *id, const stream_hello *hello)

@@ -262,16 +262,28 @@ cdef class Stream:
             rdma_stream_close(&self.s)
 
 
-def connect(source, host, port, uint32_t timeout_ms):
+cdef int prepare(Stream stream, const uint8_t[::1] hello) except -1:
+    """Say what is true, or, for tests of the other side, what `hello` says in its place."""
+    rdma_stream_prepare(&stream.s)
+    if hello is not None:
+        if <size_t>hello.shape[0] != sizeof(stream_hello):
+            raise ValueError(f"a hello has {sizeof(stream_hello)} bytes")
+        memcpy(&stream.s.hello, &hello[0], sizeof(stream_hello))
+    return 0
+
+
+def connect(source, host, port, uint32_t timeout_ms, const uint8_t[::1] hello=None):
     """Begin to connect: a Stream that is "opening", or "broken".
 
     Args:
         source: numeric address of the device to use; "": what the kernel's routes say.
         host, port: numeric, where somebody listens.
         timeout_ms: for each step.
+        hello: for tests, what to say in place of the truth.
     """
     cdef sockaddr_storage here, there
     cdef Stream stream = Stream()
+    prepare(stream, hello)
     if source:
         resolve(&here, source, 0)
     resolve(&there, host, port)
@@ -314,8 +326,11 @@ cdef class Listener:
         """Readable when `accept` has something to do; -1 once closed."""
         return self.events.fd if self.events is not NULL else -1
 
-    def accept(self):
-        """Who has connected: a Stream, the refusal (one of REFUSALS) of one, None for nobody."""
+    def accept(self, const uint8_t[::1] answer=None):
+        """Who has connected: a Stream, the refusal (one of REFUSALS) of one, None for nobody.
+
+        `answer` is as `hello` in `connect`.
+        """
         cdef rdma_cm_event *event
         cdef stream_hello hello
         cdef rdma_cm_id *id
@@ -337,6 +352,7 @@ cdef class Listener:
                 rdma_stream_reject(id, reason)
                 return REFUSALS[reason]
             stream = Stream()
+            prepare(stream, answer)
             rdma_stream_accept(&stream.s, id, &hello)
             return stream
         return None

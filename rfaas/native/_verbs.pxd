@@ -156,6 +156,7 @@ cdef extern from "verbs_lane.h" nogil:
     int verbs_prepare(verbs_link *link, ibv_context *device, const ring_map *ring,
                       int remote_inputs, verbs_trouble *trouble)
     int verbs_locks_always
+    int (*verbs_interrupted)() noexcept nogil
     int verbs_queue_pair(verbs_link *link, rdma_cm_id *id, verbs_trouble *trouble)
     void verbs_aim(verbs_link *link, const verbs_window *window)
     void verbs_close(verbs_link *link)

@@ -6,7 +6,6 @@ lacks this transport and nothing else.  Its errors are `Trouble`, numbers and
 steps that `rfaas.transport.verbs` puts into words.
 """
 from cpython cimport array
-from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport EINTR, errno
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
@@ -50,6 +49,24 @@ class Trouble(Exception):
         self.status = status
         self.refusal = refusal
         self.bytes = size
+
+
+cdef extern from "Python.h":
+    int check_signals "PyErr_CheckSignals"() noexcept
+
+
+cdef int interrupted() noexcept nogil:
+    """Run the handlers of what signals came; if one raises, its exception stays set."""
+    with gil:
+        return check_signals() != 0
+
+
+verbs_interrupted = interrupted
+
+
+cdef int raise_it() except -1:
+    """Hand on the exception that is set."""
+    return -1
 
 
 cdef object trouble_of(const verbs_trouble *trouble):
@@ -141,7 +158,7 @@ def connect(Lane lane, int number, source, host, port, const uint8_t[::1] secret
     if failed:
         free(link)
         if trouble.error == EINTR:
-            PyErr_CheckSignals()
+            raise_it()
         raise trouble_of(&trouble)
     lane.w.carrier = &verbs_carrier
     lane.w.carried_by = link

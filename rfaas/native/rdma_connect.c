@@ -17,22 +17,25 @@
 #include <sys/epoll.h>
 
 #define ACK_TIMEOUT 16      /* 4.096 us * 2^16 = 0.27 s, InfiniBand specification 9.7.6.1.3 */
-#define RETRY_COUNT 7       /* so a peer that is gone is found out after some 2 s */
+#define RETRY_COUNT 6       /* so a peer that is gone is found out after some 2 s; 7, the most,
+                             * is for ever to SoftRoCE (rxe_comp.c) */
 /* The kernel looks at the end of a try, and not always before, whether a neighbour answered. */
 #define ADDRESS_TRY_MS 50u
 #define RNR_RETRY_COUNT 6   /* 7 would be for ever; receives run out only at a peer that cheats */
-
-static const stream_hello HELLO = {STREAM_MAGIC, STREAM_VERSION, STREAM_RECEIVES,
-                                   STREAM_BUFFER_BYTES};
 
 static int failed(rdma_stream *stream, const char *step, int error) {
     return rdma_stream_failed(stream, STREAM_AT_STEP, step, error, 0);
 }
 
-static struct rdma_conn_param parameters(void) {
+void rdma_stream_prepare(rdma_stream *stream) {
+    stream->hello = (stream_hello){STREAM_MAGIC, STREAM_VERSION, STREAM_RECEIVES,
+                                   STREAM_BUFFER_BYTES};
+}
+
+static struct rdma_conn_param parameters(const rdma_stream *stream) {
     return (struct rdma_conn_param){
-        .private_data = &HELLO,
-        .private_data_len = sizeof HELLO,
+        .private_data = &stream->hello,
+        .private_data_len = sizeof stream->hello,
         .responder_resources = 1, /* one RDMA READ at a time, either way */
         .initiator_depth = 1,
         .retry_count = RETRY_COUNT,
@@ -52,6 +55,12 @@ static int open_events(rdma_stream *stream) {
         epoll_ctl(stream->epoll_fd, EPOLL_CTL_ADD, fd, &event))
         return failed(stream, "set up an event channel of rdma_cm", errno);
     return 0;
+}
+
+static void set_ack_timeout(struct rdma_cm_id *id) {
+    uint8_t ack_timeout = ACK_TIMEOUT; /* a kernel that does not know it has its own */
+    rdma_set_option(id, RDMA_OPTION_ID, RDMA_OPTION_ID_ACK_TIMEOUT, &ack_timeout,
+                    sizeof ack_timeout);
 }
 
 static int find_address(rdma_stream *stream, const struct sockaddr *from) {
@@ -114,9 +123,10 @@ int rdma_stream_accept(rdma_stream *stream, struct rdma_cm_id *id, const stream_
     }
     stream->id = id;
     id->context = stream;
+    set_ack_timeout(id);
     met(stream, hello);
     if (!rdma_stream_queues(stream)) {
-        struct rdma_conn_param answer = parameters();
+        struct rdma_conn_param answer = parameters(stream);
         if (!rdma_accept(id, &answer))
             return 0;
         failed(stream, "accept", errno);
@@ -151,15 +161,13 @@ int rdma_stream_listen(struct rdma_event_channel *events, const struct sockaddr 
 /* Events ----------------------------------------------------------------- */
 
 static void found_address(rdma_stream *stream) {
-    uint8_t ack_timeout = ACK_TIMEOUT; /* a kernel that does not know it has its own */
-    rdma_set_option(stream->id, RDMA_OPTION_ID, RDMA_OPTION_ID_ACK_TIMEOUT, &ack_timeout,
-                    sizeof ack_timeout);
+    set_ack_timeout(stream->id);
     if (rdma_resolve_route(stream->id, (int)stream->timeout_ms))
         failed(stream, "find a route", errno);
 }
 
 static void found_route(rdma_stream *stream) {
-    struct rdma_conn_param asked = parameters();
+    struct rdma_conn_param asked = parameters(stream);
     if (!rdma_stream_queues(stream) && rdma_connect(stream->id, &asked))
         failed(stream, "connect", errno);
 }

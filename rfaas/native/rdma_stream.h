@@ -84,6 +84,7 @@ typedef struct {
     uint32_t waited_ms;     /* for the address so far */
     uint32_t patience_ms;   /* of the next try */
     struct sockaddr_storage to;
+    stream_hello hello;     /* what we say of ourselves */
     uint16_t buffer[STREAM_RECEIVES]; /* ring: receives with bytes, in their order */
     uint16_t size[STREAM_RECEIVES];
     stream_fault fault;
@@ -98,6 +99,8 @@ typedef struct {
 
 /* All return 0, or -1 with the fault set and the state STREAM_BROKEN, unless said otherwise. */
 
+/* Say of ourselves what is true; before the other two. */
+void rdma_stream_prepare(rdma_stream *stream);
 /* Begin to connect; OPENING until `rdma_stream_step` makes it OPEN. */
 int rdma_stream_connect(rdma_stream *stream, const struct sockaddr *from,
                         const struct sockaddr_storage *to, uint32_t timeout_ms);

@@ -151,6 +151,9 @@ verbs_window verbs_describe(const verbs_link *link, uint16_t lane);
 void verbs_close(verbs_link *link);
 int verbs_failed(verbs_trouble *trouble, const char *step, int error);
 
+/* Whether the handler of a signal has ended what waits; NULL: any signal does. */
+extern int (*verbs_interrupted)(void);
+
 /* rdma_cm: verbs_connect.c.  All return 0, or -1 with the trouble. */
 int verbs_connect(verbs_link *link, const ring_map *ring, const struct sockaddr *from,
                   const struct sockaddr *to, uint16_t lane, const uint8_t *secret,

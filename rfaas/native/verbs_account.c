@@ -9,7 +9,7 @@
 #include <stdlib.h>
 
 #define QUEUE_DEPTH 32u      /* additions on their way */
-#define RETRY_COUNT 7        /* as of lanes, verbs_connect.c */
+#define RETRY_COUNT 6        /* as of lanes, verbs_connect.c */
 #define RNR_RETRY_COUNT 6
 #define ATOMICS_AT_ONCE 1    /* every device with atomics answers one at a time */
 

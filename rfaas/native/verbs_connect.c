@@ -22,6 +22,8 @@
                              * is for ever to SoftRoCE (rxe_comp.c) */
 #define RNR_RETRY_COUNT 6   /* 7 would be for ever; receives run out only at a peer that cheats */
 
+int (*verbs_interrupted)(void);
+
 static int milliseconds_left(uint64_t deadline_ns) {
     const uint64_t now = monotonic_ns();
     return now >= deadline_ns ? 0 : (int)((deadline_ns - now) / 1000000) + 1;
@@ -31,7 +33,10 @@ static int milliseconds_left(uint64_t deadline_ns) {
 static int expect(verbs_link *link, enum rdma_cm_event_type wanted, const char *step,
                   uint64_t deadline_ns, struct rdma_cm_event **event, verbs_trouble *trouble) {
     struct pollfd readable = {.fd = link->events->fd, .events = POLLIN};
-    int count = poll(&readable, 1, milliseconds_left(deadline_ns));
+    int count;
+    do
+        count = poll(&readable, 1, milliseconds_left(deadline_ns));
+    while (count < 0 && errno == EINTR && verbs_interrupted && !verbs_interrupted());
     if (count <= 0)
         return verbs_failed(trouble, step, count ? errno : ETIMEDOUT);
     if (rdma_get_cm_event(link->events, event))

@@ -23,12 +23,9 @@ static void put(window *w, uint32_t slot, uint32_t function, const void *data, u
         end(w);
 }
 
-/* An endpoint says so of its worker.  The executor knows more: its notice becomes the error. */
-static inline int says_crashed(const struct ibv_wc *completion) {
-    return UNLIKELY(imm_low(be32toh(completion->imm_data)) == STATUS_WORKER_CRASHED);
-}
+#define CRASHED 1
 
-/* Take one result: 0, or -1 if it makes no sense. */
+/* Take one result: 0, -1 if it makes no sense, or CRASHED: an endpoint says so of its worker. */
 static inline int collect(window *w, const struct ibv_wc *completion) {
     const uint32_t imm = be32toh(completion->imm_data), slot = imm_slot(imm);
     uint32_t size = completion->byte_len, status = imm_low(imm), detail = 0;
@@ -38,6 +35,8 @@ static inline int collect(window *w, const struct ibv_wc *completion) {
     window_call *call = &w->calls[slot];
     const uint8_t *output = ring_output(&w->ring, slot);
     if (UNLIKELY(status != STATUS_OK)) {
+        if (status == STATUS_WORKER_CRASHED)
+            return CRASHED;
         if (size < DETAIL_BYTES)
             return -1;
         size -= DETAIL_BYTES;
@@ -64,13 +63,14 @@ static int poll_results(window *w) {
             count = i;
             break;
         }
-        if (says_crashed(&arrived[i])) {
-            verbs_break(link, FAULT_WORKER, 0, 0);
+        const int fault = collect(w, &arrived[i]);
+        if (UNLIKELY(fault)) {
+            if (fault != CRASHED)
+                return -1;
+            verbs_break(link, FAULT_WORKER, 0, 0); /* its executor's notice says more */
             count = i;
             break;
         }
-        if (UNLIKELY(collect(w, &arrived[i])))
-            return -1;
     }
     if (count > 0)
         verbs_replenish(link, (uint32_t)count);

@@ -14,7 +14,8 @@ that names both.  Replies are the message that stands under "answered by", or
                             ListLeases        Leases
                             GetStatus         StatusReport
     client -> executor      OpenLease         LeaseOpened
-                            SendLibrary...    LibraryStored (after the last part)
+                            SendLibrary...    LibraryStored (for each part)
+                            LendLibrary...    LibraryStored (the same; over RDMA)
                             StartWorker       WorkerStarted (with what the transport offers)
                             StopWorker        WorkerStopped
     executor -> client      WorkerExited      (notice)
@@ -45,6 +46,7 @@ from rfaas.proto.wire import SECRET_BYTES
 PROTOCOL_VERSION = 2
 FRAME_BYTES_MAX = 64 * 1024
 LIBRARY_PART_BYTES_MAX = 48 * 1024  # leaves room for the frame's other fields
+LIBRARY_LENT_BYTES_MAX = 1024 * 1024  # of a part over RDMA, locked in memory at either end
 LIBRARY_BYTES_MAX = 512 * 1024 * 1024
 # 34 bytes each, beside names of 3 KiB: what a frame holds.  A manager that knows the node keeps
 # those beyond; to one that does not they are unknown, and they end by their tokens' time.
@@ -335,6 +337,18 @@ class SendLibrary(Message, frozen=True):
     size_bytes: Annotated[int, Meta(ge=1, le=LIBRARY_BYTES_MAX)]
     offset: Count
     data: Annotated[bytes, Meta(max_length=LIBRARY_PART_BYTES_MAX)]
+
+
+class LendLibrary(Message, frozen=True):
+    """The same over RDMA: where the executor may read the part until it has answered."""
+
+    lease: LeaseId
+    sha256: Sha256
+    size_bytes: Annotated[int, Meta(ge=1, le=LIBRARY_BYTES_MAX)]
+    offset: Count
+    part_bytes: Annotated[int, Meta(ge=1, le=LIBRARY_LENT_BYTES_MAX)]
+    address: Count
+    key: Annotated[int, Meta(ge=0, le=2**32 - 1)]
 
 
 class LibraryStored(Message, frozen=True):

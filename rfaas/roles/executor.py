@@ -22,7 +22,7 @@ from msgspec.structs import replace
 from rfaas import __version__, addresses
 from rfaas.clock import Clock
 from rfaas.config import ControlConfig, ExecutorConfig
-from rfaas.control import aio, munge
+from rfaas.control import aio, lending, munge
 from rfaas.control.aio import AsyncLink, Listener
 from rfaas.control.authority import Authority, ManagerAuthority, OwnAuthority, Told
 from rfaas.core.supervisor import Over
@@ -205,7 +205,10 @@ class Executor:
                 tasks.add(task)
                 task.add_done_callback(tasks.discard)
                 await asyncio.sleep(0)  # who never stops asking must not keep others waiting
-                if isinstance(message, m.SendLibrary) or len(tasks) >= REQUESTS_PER_LINK_MAX:
+                if (
+                    isinstance(message, (m.SendLibrary, m.LendLibrary))
+                    or len(tasks) >= REQUESTS_PER_LINK_MAX
+                ):
                     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for task in tasks:
@@ -242,6 +245,8 @@ class Executor:
                     reply = await self._release(client, message)
                 case m.SendLibrary():
                     reply = self._take_library(client, message)
+                case m.LendLibrary():
+                    reply = await self._read_library(client, message)
                 case m.ListFunctions():
                     reply = self._functions(message)
                 case m.RequestLease():
@@ -367,6 +372,24 @@ class Executor:
             finally:
                 upload.close()
         return m.LibraryStored(received=upload.received)
+
+    async def _read_library(self, client: Client, part: m.LendLibrary) -> m.LibraryStored:
+        self._pool.libraries.check(part.size_bytes)
+        data = await lending.fetched(client.link, part.address, part.key, part.part_bytes)
+        stored = self._take_library(
+            client,
+            m.SendLibrary(
+                lease=part.lease,
+                sha256=part.sha256,
+                size_bytes=part.size_bytes,
+                offset=part.offset,
+                data=data,
+            ),
+        )
+        if client.upload is None:
+            lending.forget(client.link)
+            log.debug("library %s: %d bytes read over RDMA", part.sha256[:12], part.size_bytes)
+        return stored
 
     def _functions(self, request: m.ListFunctions) -> m.Functions:
         process = self._pool.process(request.lease)

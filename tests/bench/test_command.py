@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from rfaas.bench import leases
+from tests.harness.rdma import End
 
 RFAAS = Path(__file__).resolve().parents[2] / "rfaas.py"
 STATS = {"min", "median", "p99"}
@@ -38,6 +39,13 @@ def test_hot(size: str) -> None:
         assert set(figures) == STATS
         assert 0 < figures["min"] <= figures["median"] <= figures["p99"]
     assert {"overhead_ns", "python_overhead_ns"} <= set(found)
+
+
+@pytest.mark.rdma
+def test_warm_over_verbs(rdma_ends: tuple[End, End]) -> None:
+    found = report("warm", "--transport", "verbs", "--device", rdma_ends[0].device, "--calls", "5")
+    assert (found["transport"], found["calls"]) == ("verbs", 5)
+    assert {"raw_rtt_ns", "warm_rtt_ns", "python_rtt_ns", "ratio"} <= set(found)
 
 
 def test_warm_and_cold() -> None:

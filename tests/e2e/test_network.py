@@ -16,7 +16,7 @@ def served(site: Site, role: str, *flags: str) -> tuple[Child, str, str]:
     """A role that is ready: its process, where it listens, and what it says to type next."""
     child = site.start_unready(role, *flags)
     line = child.lines.next() or child.stderr
-    found = re.search(r" ready on (\S+?)(?:, lends .*)?; next: (.*)", line)
+    found = re.search(r" ready on (\S+?)(?:, .*)?; next: (.*)", line)
     assert found, line
     return child, found[1], found[2]
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import random
+import re
+import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from rfaas.errors import WorkerCrashedError
+from rfaas.errors import PeerLostError, WorkerCrashedError
+from tests.harness.gate import Gate
+from tests.harness.processes import until
 from tests.harness.rdma import End
 from tests.harness.site import Site
 from tests.transport.served_verbs import open_devices
@@ -68,3 +73,64 @@ def test_a_crash_fails_what_is_in_flight(site: Site, hostile: Path, ends: Ends) 
             with pytest.raises(WorkerCrashedError, match="SIGSEGV"):
                 future.result()
         assert lease.call("capacity_of") == (65536).to_bytes(4, "little")  # by a new worker
+
+
+def test_all_of_it_over_rdma(site: Site, shipped: Path, ends: Ends, file: Path, seed: int) -> None:
+    """Manager, executor and client meet over RDMA; a library of several parts is read there."""
+    client, server = ends
+    device = ("--device", server.device)
+    line = site.start_unready("resource-manager", "--address", "verbs:*:0", *device).lines.next()
+    manager = line.split()[4].rstrip(";,") if line else ""
+    assert manager.startswith(f"verbs:{server.address}:")
+    flags = ("--address", "verbs:*:0", "--resource-manager", manager)
+    executor = site.start("executor", *flags, *device, "--log-level", "debug")
+    library = site.path / "large.so"
+    library.write_bytes(shipped.read_bytes() + random.Random(seed).randbytes(3_000_000))
+    asked = ("--resource-manager", manager, "--device", client.device, "--slot-bytes", "64KiB")
+    done = site.run("call", *asked, library, "echo", file)
+    assert (done.returncode, done.stdout, done.stderr) == (0, file.read_bytes(), b"")
+    site.set(client__resource_manager=manager, rdma__device=client.device)
+    with site.session() as session, session.lease(library=library.read_bytes() + b"other") as lease:
+        assert lease.transport == "verbs"
+        assert lease.call("echo", b"x") == b"x"
+        assert lease.steps_ns["send_library"] > 0
+    assert len(re.findall(r"library \w+: \d{7} bytes read over RDMA", executor.stderr)) == 2
+
+
+def test_a_client_that_is_killed_ends_its_leases(site: Site, shipped: Path, ends: Ends) -> None:
+    client, server = ends
+    device = ("--device", server.device)
+    line = site.start_unready("resource-manager", "--address", "verbs:*:0", *device).lines.next()
+    manager = line.split()[4].rstrip(";,") if line else ""
+    site.start("executor", "--address", "verbs:*:0", "--resource-manager", manager, *device)
+    site.set(client__resource_manager=manager, rdma__device=client.device)
+    killed = site.client(
+        "session = rfaas.connect()\nlease = session.lease(library=sys.argv[1], cores=2)\n"
+        "say(lease.call('echo', b'x').tobytes())\nsys.stdin.read()\n",
+        shipped,
+    )
+    assert killed.lines.next() == "b'x'"
+    with site.session() as session:
+        assert session.nodes()[0].cores_free == 0
+        killed.signal(signal.SIGKILL)
+        killed.wait()
+        until(lambda: session.nodes()[0].cores_free == 2, "the cores are free again")
+
+
+def test_an_executor_that_is_killed_fails_the_calls(
+    site: Site, held: Path, ends: Ends, gate: Callable[[], Gate]
+) -> None:
+    client, server = ends
+    site.set(lane__slot_bytes=65536, rdma__device=client.device)
+    flags = ("--address", "verbs:*:0", "--resource-manager", "none", "--device", server.device)
+    child = site.start_unready("executor", *flags)
+    line = child.lines.next() or ""
+    site.set(client__executor=line.split()[4].rstrip(";,"), lane__transport="verbs")
+    door = gate()
+    with site.session() as session, session.lease(library=str(held)) as lease:
+        future = lease.submit("hold", door.data)
+        door.begun()
+        site.kill(child)
+        with pytest.raises((PeerLostError, WorkerCrashedError)):
+            future.result(timeout=20)
+        door.ended()

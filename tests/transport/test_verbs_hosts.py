@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -145,6 +147,63 @@ def test_nonsense_in_mid_call(python: str, verbs_ends: Ends) -> None:
         with pytest.raises(ProtocolError, match="never asked for"):
             calls.call("echo", b"x")
         calls._install([], ())
+
+
+def send() -> None:
+    """A signal to the thread that connects."""
+    main = threading.main_thread().ident
+    assert main is not None
+    signal.pthread_kill(main, signal.SIGUSR1)
+
+
+@contextmanager
+def signals() -> Iterator[None]:
+    """Signals come all the time."""
+    over = threading.Event()
+
+    def send_many() -> None:
+        while not over.wait(0.005):
+            send()
+
+    thread = threading.Thread(target=send_many)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_signals_while_connecting(
+    python: str, verbs_ends: Ends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that a handler takes changes nothing; one whose handler raises ends it at once."""
+    client, server = verbs_ends
+    monkeypatch.setattr(verbs, "CONNECT_TIMEOUT_S", CONNECT_S)
+    taken: list[int] = []
+
+    def connect(other: Worker) -> None:
+        verbs.connect(other.endpoint, 0, SLOTS, SLOT_BYTES, client.address)
+
+    def interrupt(other: Worker) -> None:
+        assert other.said() == {"silent": True}
+        send()
+
+    before = signal.signal(signal.SIGUSR1, lambda number, _: taken.append(number))
+    try:
+        timed_out = pytest.raises(UnavailableError, match="ETIMEDOUT")
+        with worker(python, server, answer="silence") as other, signals(), timed_out:
+            connect(other)
+        signal.signal(signal.SIGUSR1, signal.default_int_handler)
+        with worker(python, server, answer="silence") as other:
+            thread = threading.Thread(target=interrupt, args=(other,))
+            thread.start()
+            with pytest.raises(KeyboardInterrupt):
+                connect(other)
+            thread.join()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert taken
 
 
 def descriptors() -> int:
