@@ -164,7 +164,7 @@ def data_files(pythons: list[Python]) -> dict[str, bytes]:
     """What is carried beside code, once for all versions."""
     folders = {wheel.name.rsplit("-", 1)[0]: wheel for p in pythons for wheel in parts.wheels(p)}
     found = parts.licences([folders[name] for name in sorted(folders)])
-    for name in ("etc/rfaas.toml", "functions/libfunctions.so"):
+    for name in ("etc/rfaas.toml", "functions/libfunctions.so", *parts.page_files()):
         found[name] = (TREE / name).read_bytes()
     return dict(sorted(found.items()))
 
@@ -252,7 +252,7 @@ def modules(python: Python) -> tuple[dict[str, list[str]], dict[str, Path]]:
             if file.name.endswith(python.suffix):
                 name = ".".join(file.relative_to(folder).parts).removesuffix(python.suffix)
                 natives[name] = file
-            elif file.suffix == ".py" and file.name not in parts.DROPPED:
+            elif file.name.endswith(".py") and file.name not in parts.DROPPED:
                 name, shown = _named(file, folder)
                 code[name] = [str(file), shown]
     return code, dict(sorted(natives.items()))

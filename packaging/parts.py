@@ -24,7 +24,15 @@ from typing import Any, NamedTuple
 TREE = Path(__file__).resolve().parent.parent
 WORK = TREE / "build/dist"
 VERSIONS = ("3.10", "3.11", "3.12", "3.13")  # requires-python, as far as wheels are pinned for it
-CARRIED = ("msgpack", "msgspec")  # pinned in pyproject.toml; tomli where there is no tomllib
+# Pinned in pyproject.toml; tomli where there is no tomllib.
+CARRIED = ("h11", "microdot", "msgpack", "msgspec")
+# Of microdot's modules, those that nothing of ours imports.
+UNUSED = """
+    asgi auth cors csrf helpers jinja login multipart session sse test_client utemplate websocket
+    wsgi
+""".split()  # noqa: SIM905 - as one reads it
+PURE = ("h11", "microdot", "tomli")  # the same for every version of Python
+PAGE = "rfaas/web/page"  # files that are served as they are, beside a module
 TOMLI = "tomli"
 # rdma-core's own Python modules, for the one Python that this machine's Debian builds them for:
 # those that ours import.  It takes libibverbs of rdma-core 34 to 56; a node's own is preferred.
@@ -42,7 +50,8 @@ License-Expression: GPL-2.0-only OR Linux-OpenIB
 PT_LOAD, PT_DYNAMIC = 1, 2  # elf(5)
 DT_NEEDED, DT_STRTAB = 1, 5
 PLATFORMS = ("manylinux2014_x86_64", "manylinux_2_17_x86_64", "manylinux_2_28_x86_64")
-DROPPED = ("fallback.py", "_cmsgpack.c")  # msgpack's own, in Python, for Pythons without the other
+# msgpack's own, in Python, for Pythons without the other; of microdot what nothing of ours imports.
+DROPPED = ("fallback.py", "_cmsgpack.c", *(f"{name}.py" for name in UNUSED))
 LICENCE_NAME = re.compile("licen[cs]e|copying|copyright|notice|author", re.IGNORECASE)
 LINK_FLAGS = "-Wl,--build-id=none,-z,noseparate-code"  # no id, no padding: 8 kB a module
 # Nothing unwinds the stack of these modules: 6 % of each.
@@ -279,7 +288,7 @@ def _wheel(python: Python, requirement: str) -> Path:
     shutil.rmtree(download, ignore_errors=True)
     command = [sys.executable, "-I", "-m", "pip", "download", "-q", "--no-deps", "--no-input"]
     command += ["--disable-pip-version-check", "--only-binary=:all:", "-d", str(download)]
-    if requirement.startswith(TOMLI):
+    if requirement.startswith(PURE):
         command += ["--python-version", python.version, "--platform", "any"]  # not the compiled one
     else:
         command += ["--python-version", python.version, "--implementation", "cp"]
@@ -297,6 +306,12 @@ def _wheel(python: Python, requirement: str) -> Path:
     new.rename(folder)
     shutil.rmtree(download)
     return folder
+
+
+def page_files() -> list[str]:
+    """What the web serves, by path in the tree."""
+    files = sorted(file.name for file in (TREE / PAGE).iterdir())
+    return [f"{PAGE}/{name}" for name in files if name.endswith((".css", ".html", ".js"))]
 
 
 def licences(folders: list[Path]) -> dict[str, bytes]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from importlib import import_module
 from typing import Any
-
-import msgspec
 
 from rfaas import __version__
 from rfaas.web.routes import PATH_PARAMS, ROUTES, Param, Route
 from rfaas.web.view import Fault, Picture
+
+# `msgspec.json` has these too, but not in the one file: packaging/lean.py.
+_schemas: Any = import_module("msgspec._json_schema")
 
 REF = "#/components/schemas/{name}"
 FAULTS = {
@@ -27,7 +29,7 @@ def document() -> dict[str, Any]:
     """The whole document, OpenAPI 3.1."""
     records = [route.answer for route in ROUTES if not isinstance(route.answer, str)]
     records += [route.body for route in ROUTES if route.body is not None]
-    _, schemas = msgspec.json.schema_components([*records, Fault, Picture], ref_template=REF)
+    _, schemas = _schemas.schema_components([*records, Fault, Picture], ref_template=REF)
     paths: dict[str, dict[str, Any]] = {}
     for route in ROUTES:
         path = re.sub(r"<(\w+)>", r"{\1}", route.path)
@@ -90,12 +92,12 @@ def _operation(route: Route) -> dict[str, Any]:
 
 def _path_param(name: str) -> dict[str, Any]:
     kind, about = PATH_PARAMS[name]
-    schema = _schema(msgspec.json.schema(kind))
+    schema = _schema(_schemas.schema(kind))
     return {"name": name, "in": "path", "required": True, "description": about, "schema": schema}
 
 
 def _param(param: Param) -> dict[str, Any]:
-    schema = _schema(msgspec.json.schema(param.kind)) | {"default": param.default}
+    schema = _schema(_schemas.schema(param.kind)) | {"default": param.default}
     return {"name": param.name, "in": "query", "description": param.about, "schema": schema}
 
 

@@ -20,19 +20,21 @@ import asyncio
 import errno
 import logging
 import socket
-import ssl
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from http import HTTPStatus
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import h11
 from msgspec import Struct
 
 from rfaas.errors import AddressInUseError, SystemCallError
 from rfaas.paths import system_text
+
+if TYPE_CHECKING:
+    import ssl
 
 CONNECTIONS_MAX = 256
 CONNECTIONS_PER_PEER_MAX = 64

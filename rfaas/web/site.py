@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import ssl
 from ipaddress import ip_address
+from typing import TYPE_CHECKING
 
 from rfaas import addresses
 from rfaas.config import HttpConfig
@@ -22,6 +22,9 @@ from rfaas.web.api import Api, faulty
 from rfaas.web.live import Live
 from rfaas.web.server import Response, Server, Traffic
 from rfaas.web.view import Fault, View
+
+if TYPE_CHECKING:
+    import ssl
 
 RETRY_S = 2.0
 
@@ -105,6 +108,13 @@ def _tls(config: HttpConfig) -> ssl.SSLContext | None:
         return None
     if not (config.certificate and config.certificate_key):
         raise ConfigError("http.certificate and http.certificate_key go together, one is missing")
+    try:
+        import ssl
+    except ImportError:
+        raise ConfigError(
+            "http.certificate is set, and this rfaas carries no TLS",
+            hint="run dist/rfaas with Python, or put a proxy that has TLS before 127.0.0.1",
+        ) from None
     try:
         mode = os.stat(config.certificate_key).st_mode
         if mode & 0o077:
