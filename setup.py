@@ -25,8 +25,11 @@ GENERATED = "build/cython"  # the C that Cython makes: beside the sources it wou
 VERBS = f"{NATIVE}/_verbs.pyx"  # a module of its own: nothing else links to libibverbs
 VERBS_HEADER = "rdma/rdma_cma.h"
 MODULES = sorted(set(glob(f"{NATIVE}/_*.pyx")) - {VERBS})
-C_SOURCES = sorted(set(glob(f"{NATIVE}/*.c")) - set(glob(f"{NATIVE}/verbs*.c")))
+PROGRAM_SOURCE = f"{NATIVE}/inside.c"
+C_SOURCES = sorted(set(glob(f"{NATIVE}/*.c")) - set(glob(f"{NATIVE}/verbs*.c")) - {PROGRAM_SOURCE})
 VERBS_SOURCES = [VERBS, *sorted(glob(f"{NATIVE}/verbs*.c"))]
+# A program of its own, for containers; built and carried as the modules are, under their suffix.
+PROGRAM = "rfaas.native.inside"
 
 # hidden: calls between our own files go through no table, and a symbol of the
 # same name in a client's library cannot take one's place.
@@ -61,6 +64,22 @@ class BuildExtension(build_ext):
                 extension.extra_objects = objects
         super().build_extensions()
 
+    def build_extension(self, ext: Extension) -> None:
+        """A module, or the one program: linked with its own main, and to no Python."""
+        if ext.name != PROGRAM:
+            super().build_extension(ext)
+            return
+        compiler: Any = self.compiler
+        objects = compiler.compile(ext.sources, output_dir=self.build_temp, extra_postargs=CFLAGS)
+        target = self.get_ext_fullpath(ext.name)
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        compiler.link_executable(
+            [*objects, *ext.extra_objects],
+            target,
+            libraries=LIBRARIES,
+            extra_postargs=["-pie", *LDFLAGS],
+        )
+
 
 extensions = [
     Extension(
@@ -86,6 +105,7 @@ if has_header(VERBS_HEADER):
             extra_link_args=LDFLAGS,
         )
     )
+extensions.append(Extension(PROGRAM, sources=[PROGRAM_SOURCE]))
 # The library that `rfaas bench` sends to its worker: no Python in it, built as one all the same.
 extensions.append(
     Extension(
