@@ -47,6 +47,14 @@ Name = Annotated[
         description="letters, digits and . _ @ : + - are allowed",
     ),
 ]
+Words = Annotated[
+    str,
+    Meta(
+        max_length=255,
+        pattern=r"^[a-z0-9 -]*\Z",
+        description="words of small letters, digits and -, with spaces between them",
+    ),
+]
 Cores = Annotated[int, Meta(ge=1, le=65536)]
 Duration = Annotated[float, Meta(ge=0.1, le=_TEN_YEARS_S)]
 
@@ -99,6 +107,13 @@ class LeaseConfig(Section, frozen=True):
     isolation: Literal["none", "process", "sandbox", "container"] = "process"
 
 
+class SandboxConfig(Section, frozen=True):
+    """`[sandbox]`: how a node shuts workers in, and what they may use."""
+
+    levels: Words = "all"
+    degrade: Words = "cgroup landlock time"
+
+
 class LaneConfig(Section, frozen=True):
     """`[lane]`: the window between a client and one worker core."""
 
@@ -130,6 +145,7 @@ class Config(Section, frozen=True):
     executor: ExecutorConfig = ExecutorConfig()
     client: ClientConfig = ClientConfig()
     lease: LeaseConfig = LeaseConfig()
+    sandbox: SandboxConfig = SandboxConfig()
     lane: LaneConfig = LaneConfig()
     rdma: RdmaConfig = RdmaConfig()
     log: LogConfig = LogConfig()

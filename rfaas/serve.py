@@ -30,7 +30,7 @@ def run(config: Config, role: str, private_fd: int) -> int:
     """
     private = _private_socket(role, private_fd)
     notifier = service.Notifier.take(os.environ)  # before there is anybody to inherit it
-    nursery = zygote.start(_load_worker) if role != "resource-manager" else None
+    nursery = zygote.start(_load_worker, config.sandbox) if role != "resource-manager" else None
     _raise_descriptor_limit()  # not for workers: a library may still use select(2)
     import asyncio
 
@@ -69,7 +69,7 @@ def _private_socket(role: str, fd: int) -> socket.socket | None:
 async def _serve(
     config: Config,
     role: str,
-    nursery: tuple[int, socket.socket] | None,
+    nursery: zygote.Started | None,
     private: socket.socket | None,
     notifier: service.Notifier,
 ) -> None:

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 from collections.abc import Callable, Iterable
 
 from rfaas.clock import Clock
 from rfaas.config import ExecutorConfig
 from rfaas.core.supervisor import Action, Exited, Kill, LeaseOnNode, Over, Supervisor, Worker
 from rfaas.core.tokens import Claims
-from rfaas.errors import CapacityError, LibraryError, RfaasError, UnavailableError
+from rfaas.errors import CapacityError, ConfigError, LibraryError, RfaasError, UnavailableError
 from rfaas.launch.libraries import Libraries
 from rfaas.launch.workers import WorkerProcess, Zygote, exit_text
+from rfaas.launch.zygote import Started
 from rfaas.proto.messages import StartWorker, Usage
-from rfaas.proto.worker_messages import LoadLibrary
+from rfaas.proto.worker_messages import Limits, LoadLibrary, SpawnWorker
 
 PATIENCE_MIN_S = 0.05  # between two looks at what is ending, even with no stop_grace_s
 
@@ -31,7 +31,7 @@ class Pool:
 
     Args:
         cpus: as for `Supervisor`.
-        zygote: its process id and socket, now the pool's.
+        zygote: now the pool's.
         exited: called with (lease, worker's number, text) when a worker is gone.
         over: called with what is known of a lease when it is over.
         lost: called, with why, if the zygote is gone and no worker can be started any more.
@@ -42,7 +42,7 @@ class Pool:
         config: ExecutorConfig,
         cpus: list[int],
         clock: Clock,
-        zygote: tuple[int, socket.socket],
+        zygote: Started,
         exited: Callable[[str, int, str], None],
         over: Callable[[Over], None],
         lost: Callable[[str], None],
@@ -51,7 +51,8 @@ class Pool:
         self._config = config
         self._clock = clock
         self._supervisor = Supervisor(cpus, config.workers_crashed_max)
-        self._zygote = Zygote(*zygote, lost)
+        self._node = zygote.node
+        self._zygote = Zygote(zygote.pid, zygote.sock, lost)
         self._processes: dict[int, WorkerProcess] = {}
         self._exited = exited
         self._over = over
@@ -62,6 +63,31 @@ class Pool:
     @property
     def leases(self) -> dict[str, LeaseOnNode]:
         return self._supervisor.leases
+
+    async def offered(self) -> tuple[str, ...]:
+        """The levels of isolation that this node grants: allowed here, and to be had here."""
+        allowed, degrade = self._node.levels.split(), self._node.degrade.split()
+        found = await self._zygote.levels()
+        demanded = allowed != ["all"]
+        if demanded and (unknown := set(allowed).difference(found)):
+            raise ConfigError(
+                f"sandbox.levels: no level of isolation is called {min(unknown)!r}",
+                hint=f"there is {', '.join(found)}",
+            )
+        offered = []
+        for name in allowed if demanded else found:
+            missing = [one for one in found[name] if one.part not in degrade]
+            if not missing:
+                offered.append(name)
+            for one in found[name]:
+                log.log(
+                    logging.WARNING if demanded or not missing else logging.INFO,
+                    "isolation %s lacks %s: %s",
+                    name,
+                    one.part,
+                    one.why,
+                )
+        return tuple(offered)
 
     async def open(self, claims: Claims) -> LeaseOnNode:
         """Take a lease on, or its renewal; waits a moment for cores that are about to be free."""
@@ -97,18 +123,27 @@ class Pool:
         worker = self._supervisor.start(request.lease)
         process = WorkerProcess(worker.number, len(lease.cpus), request.slots, request.slot_bytes)
         self._processes[worker.number] = process
+        order = SpawnWorker(
+            isolation=lease.claims.isolation,
+            lease=request.lease,
+            limits=Limits(lanes=len(lease.cpus), memory_bytes=lease.claims.memory_bytes),
+            cpus=lease.cpus,
+        )
         task = LoadLibrary(
             ring_bytes=process.ring_bytes,
             cpus=lease.cpus,
             hot_timeout_ms=request.hot_timeout_ms,
-            memory_bytes=lease.claims.memory_bytes,
-            isolation=lease.claims.isolation,
+            isolation=order.isolation,
+            limits=order.limits,
+            degrade=tuple(self._node.degrade.split()),
             transport=transport,
             host=host,
         )
         try:
             await asyncio.wait_for(
-                process.start(self._zygote, task, library_fd, lambda s: self._died(worker, s)),
+                process.start(
+                    self._zygote, order, task, library_fd, lambda s: self._died(worker, s)
+                ),
                 self._config.load_timeout_s,
             )
         except asyncio.TimeoutError:

@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from msgspec.structs import replace
+
 from rfaas.control.aio import AsyncLink, no_silent_end
 from rfaas.core.accounting import usage_of
 from rfaas.errors import InternalError, LibraryError, WorkerCrashedError, from_wire
@@ -22,6 +24,8 @@ from rfaas.proto import wire
 from rfaas.proto.messages import Endpoint, Error, Usage
 from rfaas.proto.worker_messages import (
     KillWorker,
+    Lack,
+    LevelsFound,
     LibraryLoaded,
     LoadLibrary,
     SpawnWorker,
@@ -48,10 +52,16 @@ class Zygote:
         self._lost = lost
         self._spawning: dict[int, asyncio.Future[tuple[int, asyncio.Future[int]]]] = {}
         self._deaths: dict[int, asyncio.Future[int]] = {}
+        self._levels: asyncio.Future[dict[str, tuple[Lack, ...]]]
+        self._levels = asyncio.get_running_loop().create_future()
         self._next_id = 0
         self._reader = asyncio.get_running_loop().create_task(self._read())
 
-    async def spawn(self) -> tuple[int, asyncio.Future[int], AsyncLink]:
+    async def levels(self) -> dict[str, tuple[Lack, ...]]:
+        """The levels of isolation that there are, and what each lacks on this node."""
+        return await asyncio.shield(self._levels)
+
+    async def spawn(self, order: SpawnWorker) -> tuple[int, asyncio.Future[int], AsyncLink]:
         """A new worker: its process id, the future of its wait status, and its link."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self._next_id += 1
@@ -59,7 +69,7 @@ class Zygote:
         link = AsyncLink(ours, "a worker")
         try:
             with theirs:
-                self._link.send(SpawnWorker(id=self._next_id), [theirs.fileno()])
+                self._link.send(replace(order, id=self._next_id), [theirs.fileno()])
             pid, death = await answer
         except BaseException:
             await link.close()
@@ -87,6 +97,9 @@ class Zygote:
             await self._read_all()
         error = InternalError(ZYGOTE_GONE)
         waiting: list[asyncio.Future[Any]] = [*self._spawning.values(), *self._deaths.values()]
+        if not self._levels.done():
+            self._levels.set_exception(error)
+            self._levels.exception()  # who asks for it later hears it all the same
         for future in waiting:
             if not future.done():
                 future.set_exception(error)
@@ -95,6 +108,8 @@ class Zygote:
     async def _read_all(self) -> None:
         while (message := await self._link.receive()) is not None:
             match message:
+                case LevelsFound():
+                    self._levels.set_result(message.levels)
                 case WorkerSpawned():
                     death = asyncio.get_running_loop().create_future()
                     self._deaths[message.pid] = death
@@ -130,7 +145,12 @@ class WorkerProcess:
         self.gone = asyncio.Event()  # set by the executor when all that follows is done
 
     async def start(
-        self, zygote: Zygote, task: LoadLibrary, library_fd: int, died: Callable[[int], None]
+        self,
+        zygote: Zygote,
+        order: SpawnWorker,
+        task: LoadLibrary,
+        library_fd: int,
+        died: Callable[[int], None],
     ) -> None:
         """Fork the process and have it load the library; `died` gets its wait status.
 
@@ -140,7 +160,7 @@ class WorkerProcess:
         """
         self.rings_fd = ring.create(self.lanes, self.slots, self.slot_bytes)
         self._account_fd = ring.create_account(self.lanes)
-        self.pid, self._death, self._link = await zygote.spawn()
+        self.pid, self._death, self._link = await zygote.spawn(order)
         self._death.add_done_callback(
             lambda death: died(-1 if death.exception() else death.result())
         )

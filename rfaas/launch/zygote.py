@@ -14,14 +14,19 @@ import select
 import signal
 import socket
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
+from typing import NamedTuple, NoReturn
 
+from rfaas import sandbox
+from rfaas.config import SandboxConfig
 from rfaas.control.link import Link
-from rfaas.errors import PeerLostError, SystemCallError
+from rfaas.errors import PeerLostError, RfaasError, SystemCallError
 from rfaas.proto.messages import Error
 from rfaas.proto.worker_messages import (
     KillWorker,
+    LevelsFound,
+    LimitWorker,
     SpawnWorker,
     WorkerDied,
     WorkerSpawned,
@@ -30,29 +35,39 @@ from rfaas.proto.worker_messages import (
 DESCRIPTORS_MAX = 4096  # where /proc does not say which are open; 1 ms
 
 WorkerMain = Callable[[Link], int]
+Workers = dict[int, sandbox.Confined]
 
 
-def start(load: Callable[[], WorkerMain]) -> tuple[int, socket.socket]:
-    """Fork the zygote; returns its process id and the executor's end of its link.
+class Started(NamedTuple):
+    """A zygote: its process id, the end of its link, and what it was told of its node."""
+
+    pid: int
+    sock: socket.socket
+    node: SandboxConfig
+
+
+def start(load: Callable[[], WorkerMain], node: SandboxConfig) -> Started:
+    """Fork the zygote.
 
     In the zygote, `load` is called once: it imports what workers need and returns
     what each of them runs.  Call this while the process is single-threaded.  The
-    zygote closes all but its own link and the standard streams.
+    zygote closes all but its own link and the standard streams.  `node` says what
+    levels of isolation may be like here.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     parent = os.getpid()
     pid = os.fork()
     if pid:
         theirs.close()
-        return pid, ours
+        return Started(pid, ours, node)
     status = 70
     try:
         ours.detach()
-        _close_all_but(theirs.fileno())
+        _close_all_but({theirs.fileno()})
         # No signal: killed with the executor, it could not end what workers have started.
         _become_child(parent, "rfaas-zygote", 0)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # init and batch systems send it to all
-        serve(Link(theirs, "the executor"), load())
+        serve(Link(theirs, "the executor"), load(), node)
         status = 0
     except KeyboardInterrupt:
         status = 130
@@ -62,8 +77,8 @@ def start(load: Callable[[], WorkerMain]) -> tuple[int, socket.socket]:
         os._exit(status)
 
 
-def serve(link: Link, worker_main: WorkerMain) -> None:
-    """Fork, kill and reap workers until the executor closes the link."""
+def serve(link: Link, worker_main: WorkerMain, node: SandboxConfig) -> None:
+    """Start, kill and reap workers until the executor closes the link."""
     from rfaas.native._worker import adopt_orphans
 
     adopt_orphans()
@@ -75,38 +90,50 @@ def serve(link: Link, worker_main: WorkerMain) -> None:
     poller = select.poll()
     poller.register(link.fileno(), select.POLLIN)
     poller.register(wake_reader, select.POLLIN)
-    workers: set[int] = set()
+    workers: Workers = {}
+    found = {name: tuple(level.lacks(node)) for name, level in sandbox.LEVELS.items()}
     try:
+        link.send(LevelsFound(levels=found))
         while True:
             poller.poll()
             with suppress(BlockingIOError):
                 os.read(wake_reader, 4096)
             _reap(link, workers)
-            _obey(link, workers, worker_main)
+            _obey(link, workers, worker_main, node)
     except PeerLostError:
         pass
     finally:
-        _end(workers)
+        for worker in workers.values():
+            worker.kill()
+        for pid, worker in workers.items():
+            worker.reaped(os.waitpid(pid, 0)[1])
         while strays := _strays(set()):  # as each ends, its children become ours
             _end(strays)
 
 
-def _obey(link: Link, workers: set[int], worker_main: WorkerMain) -> None:
+def _obey(link: Link, workers: Workers, worker_main: WorkerMain, node: SandboxConfig) -> None:
     while (message := link.receive(0.0)) is not None:
         match message:
             case SpawnWorker():
                 (fd,) = link.take_fds()
                 try:
-                    pid = _fork_worker(fd, worker_main)
+                    worker = _start_worker(message, node, fd, worker_main)
                 except OSError as error:  # its own lease's loss, and nobody else's
                     link.send(_no_fork(message.id, error))
+                except RfaasError as error:
+                    refusal = Error(
+                        id=message.id, code=error.code, text=error.text, hint=error.hint
+                    )
+                    link.send(refusal)
                 else:
-                    workers.add(pid)
-                    link.send(WorkerSpawned(id=message.id, pid=pid))
+                    workers[worker.pid] = worker
+                    link.send(WorkerSpawned(id=message.id, pid=worker.pid))
                 finally:
                     os.close(fd)
+            case LimitWorker() if message.pid in workers:
+                workers[message.pid].limit(message.limits, message.cpus)
             case KillWorker() if message.pid in workers:
-                _kill(message.pid)
+                workers[message.pid].kill()
 
 
 def _no_fork(request_id: int, error: OSError) -> Error:
@@ -118,7 +145,7 @@ def _no_fork(request_id: int, error: OSError) -> Error:
     )
 
 
-def _reap(link: Link, workers: set[int]) -> None:
+def _reap(link: Link, workers: Workers) -> None:
     while True:
         try:
             found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -127,35 +154,40 @@ def _reap(link: Link, workers: set[int]) -> None:
         if found is None:
             return
         pid = found.si_pid
-        if pid in workers:
-            _kill_group(pid)  # before it is reaped: until then its group is surely its own
+        worker = workers.get(pid)
+        if worker is not None:
+            worker.kill()  # before it is reaped: until then its group is surely its own
         _, status = os.waitpid(pid, 0)
-        was_worker = pid in workers
-        workers.discard(pid)
+        workers.pop(pid, None)
         for stray in _strays(workers):
             _kill(stray)
-        if was_worker:
-            link.send(WorkerDied(pid=pid, status=status))
+        if worker is not None:
+            link.send(WorkerDied(pid=pid, status=worker.reaped(status)))
 
 
-def _fork_worker(fd: int, worker_main: WorkerMain) -> int:
-    parent = os.getpid()
-    pid = os.fork()
-    if pid:
-        return pid
-    status = 70
-    try:
-        os.setsid()  # a group of its own, so that what it starts can be killed with it
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        worker_link = Link(socket.socket(fileno=os.dup(fd)), "the executor")
-        _close_all_but(worker_link.fileno())
-        _become_child(parent, "rfaas-worker", signal.SIGKILL)
-        status = worker_main(worker_link)
-    except Exception:  # noqa: BLE001 - a worker has nobody above it
-        traceback.print_exc()
-    finally:
-        os._exit(status)
+def _start_worker(
+    order: SpawnWorker, node: SandboxConfig, fd: int, worker_main: WorkerMain
+) -> sandbox.Confined:
+    zygote = os.getpid()
+
+    def run(keep: Sequence[int]) -> NoReturn:
+        """What the new process does; in a process namespace of its own, it has no parent."""
+        status = 70
+        try:
+            if os.getppid():
+                os.setsid()  # a group of its own, so that what it starts can be killed with it
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            worker_link = Link(socket.socket(fileno=os.dup(fd)), "the executor")
+            _close_all_but({worker_link.fileno(), *keep})
+            _become_child(zygote, "rfaas-worker", signal.SIGKILL)
+            status = worker_main(worker_link)
+        except Exception:  # noqa: BLE001 - a worker has nobody above it
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+
+    return sandbox.level(order.isolation).start(sandbox.Birth(order, node, fd, run))
 
 
 def _become_child(parent: int, name: str, death_signal: int) -> None:
@@ -169,7 +201,7 @@ def _become_child(parent: int, name: str, death_signal: int) -> None:
         os._exit(0)  # it died before we asked to be told
 
 
-def _close_all_but(keep: int) -> None:
+def _close_all_but(keep: Collection[int]) -> None:
     os.dup2(2, 1)  # what functions print must not mix with what we print
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
@@ -178,12 +210,12 @@ def _close_all_but(keep: int) -> None:
     except OSError:  # no /proc: a bare chroot, hidepid
         others = list(range(3, DESCRIPTORS_MAX))
     for fd in others:
-        if fd > 2 and fd != keep:
+        if fd > 2 and fd not in keep:
             with suppress(OSError):
                 os.close(fd)
 
 
-def _strays(workers: set[int]) -> set[int]:
+def _strays(workers: Collection[int]) -> set[int]:
     """What dead workers have left behind: the kernel made it our child."""
     try:
         with open(f"/proc/self/task/{os.getpid()}/children") as children:
@@ -191,7 +223,7 @@ def _strays(workers: set[int]) -> set[int]:
     except FileNotFoundError:  # a kernel built without CONFIG_PROC_CHILDREN
         return set()
     # A worker leads a session: an orphan in that of a live one is that worker's business.
-    return {pid for pid in ours - workers if os.getsid(pid) not in workers}
+    return {pid for pid in ours.difference(workers) if os.getsid(pid) not in workers}
 
 
 def _end(children: set[int]) -> None:
@@ -203,11 +235,6 @@ def _end(children: set[int]) -> None:
 
 
 def _kill(pid: int) -> None:
-    with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
-    _kill_group(pid)
-
-
-def _kill_group(pid: int) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(pid, signal.SIGKILL)
+    for kill in (os.kill, os.killpg):
+        with suppress(ProcessLookupError):
+            kill(pid, signal.SIGKILL)

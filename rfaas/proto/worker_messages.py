@@ -3,7 +3,9 @@
 As those in messages.py, which has all that a node hears from outside.
 
     asks                    message           answered by
+    zygote -> executor      LevelsFound       (notice, its first)
     executor -> zygote      SpawnWorker       WorkerSpawned (with the worker's end of a link)
+                            LimitWorker       (notice)
                             KillWorker        (notice)
     zygote -> executor      WorkerDied        (notice)
     executor -> worker      LoadLibrary       LibraryLoaded... (with three descriptors)
@@ -13,23 +15,49 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from msgspec import Meta, field
+from msgspec import Meta, Struct, field
 
-from rfaas.proto.messages import Bytes, Count, Endpoint, Message, Name
+from rfaas.proto.messages import Bytes, Count, Endpoint, Message, Name, Text
+
+
+class Limits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a worker and all that it starts may use, beside its lanes' threads; 0: no limit."""
+
+    lanes: Count = 0
+    memory_bytes: Bytes = 0
+    processes: Count = 0  # and threads
+    open_files: Count = 0
+    file_bytes: Bytes = 0
+
+
+class Lack(Struct, frozen=True, forbid_unknown_fields=True):
+    """A part of a level that cannot be had on this node."""
+
+    part: Name  # "cgroup", "user", "landlock", ...
+    why: Text  # with the system's own word
+    hint: Text = ""
+
+
+class LevelsFound(Message, frozen=True):
+    """The levels that there are, and what each lacks here."""
+
+    levels: dict[Name, tuple[Lack, ...]]
 
 
 class LoadLibrary(Message, frozen=True):
     """To a new worker: what to serve.  Descriptors: library, rings, accounting page.
 
     Ring i starts at `i * ring_bytes` and is served by a thread on `cpus[i]` (-1: anywhere).
-    Over `verbs`, the worker listens for the client at `host`.
+    Over `verbs`, the worker listens for the client at `host`.  `degrade` names the parts of its
+    level that may be missing here.
     """
 
     ring_bytes: Count
     cpus: tuple[int, ...]
     hot_timeout_ms: int
-    memory_bytes: Bytes
     isolation: Name
+    limits: Limits = Limits()
+    degrade: tuple[Name, ...] = ()
     transport: Name = "shm"
     host: Annotated[str, Meta(max_length=255)] = ""
 
@@ -44,11 +72,28 @@ class LibraryLoaded(Message, frozen=True):
 
 
 class SpawnWorker(Message, frozen=True):
-    """Fork a worker; the descriptor that comes along is its end of a link."""
+    """Start a worker at a level of isolation; the descriptor that comes along is its end of a link.
+
+    It may use the processors `cpus`, where they are known.  One that waits in a pool has no lease
+    yet, and gets its limits by `LimitWorker`.
+    """
+
+    isolation: Name
+    lease: Annotated[str, Meta(max_length=32)] = ""
+    limits: Limits = Limits()
+    cpus: tuple[int, ...] = ()
 
 
 class WorkerSpawned(Message, frozen=True):
     pid: Count
+
+
+class LimitWorker(Message, frozen=True):
+    """Set the limits of a worker that is handed to a lease."""
+
+    pid: Count
+    limits: Limits
+    cpus: tuple[int, ...] = ()
 
 
 class KillWorker(Message, frozen=True):

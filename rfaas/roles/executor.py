@@ -36,9 +36,9 @@ from rfaas.errors import (
 from rfaas.launch.libraries import Upload
 from rfaas.launch.node import PRIVATE, cores_of, memory_of
 from rfaas.launch.pool import Pool
+from rfaas.launch.zygote import Started
 from rfaas.proto import messages as m
 from rfaas.proto.codec import names_page
-from rfaas.sandbox import LEVELS
 from rfaas.transport import transport
 
 REQUESTS_PER_LINK_MAX = 16
@@ -67,7 +67,7 @@ class Executor:
         self,
         config: ExecutorConfig,
         clock: Clock,
-        zygote: tuple[int, socket.socket],
+        zygote: Started,
         ready: Callable[[str], None],
         lost: Callable[[str], None],
         device: str = "",
@@ -86,7 +86,7 @@ class Executor:
             incarnation=secrets.token_hex(16),
             cores=cores,
             memory_bytes=memory_of(config),
-            isolation=tuple(LEVELS),
+            isolation=(),  # the zygote says it
         )
         welcome = m.Welcome(version=m.PROTOCOL_VERSION, role="executor", name=config.name)
         self._welcome = welcome
@@ -99,6 +99,8 @@ class Executor:
         self, private: socket.socket | None, waiting: Callable[[str], None]
     ) -> asyncio.Task[None] | None:
         """Serve: at the configured address, or `private` alone (the task ends with that link)."""
+        self._node = replace(self._node, isolation=await self._pool.offered())
+        self._authority = OwnAuthority(self._node, self._clock)
         if private is not None:
             return self.listener.adopt(private)
         self.listener = await aio.listen(self._config.address, self._welcome, self._serve)
@@ -353,7 +355,7 @@ async def run(
     clock: Clock,
     ready: Callable[[str], None],
     stop: asyncio.Event,
-    zygote: tuple[int, socket.socket],
+    zygote: Started,
     private: socket.socket | None = None,
     waiting: Callable[[str], None] = lambda _: None,
     device: str = "",
@@ -362,7 +364,7 @@ async def run(
 
     Args:
         ready: called once, with the line that says what to type next.
-        zygote: process id and socket of `launch.zygote.start`, now the executor's.
+        zygote: of `launch.zygote.start`, now the executor's.
         private: the link of the one client to serve.
         waiting: called, before `ready`, when it listens and has yet to join its manager.
         device: the RDMA device that workers listen on; "": the first that can be used.

@@ -64,7 +64,7 @@ def _load(link: Link, task: LoadLibrary) -> Served:
         )
     steps = _Steps()
     library_fd, rings_fd, account_fd = link.take_fds()
-    sandbox.level(task.isolation).enter(task.memory_bytes, len(task.cpus))
+    sandbox.level(task.isolation).enter(task.limits, task.degrade)
     steps.done("confine")
     with mmap.mmap(library_fd, 0, prot=mmap.PROT_READ) as image:
         table = read_functions(image, os.uname().machine)

@@ -1,16 +1,58 @@
 """Isolation of workers: one file per level, one interface.
 
-A level is entered by the worker itself, after its link and descriptors are
-there and before a byte of the library is looked at.  What a level cannot hold
-it refuses: it is never lowered.
+A level acts twice.  The zygote has it *start* the worker, in a process that is
+its child: by a fork, in namespaces, or through another program.  Then the
+worker itself *enters* the level, after its link and descriptors are there and
+before a byte of the library is looked at.  What a level cannot hold it
+refuses: it is never lowered.  A part of it may be missing only where the
+node's configuration says so, and then everybody is told.
+
+Adding one: docs/architecture.md, "add an isolation level".
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple, NoReturn, Protocol
 
 from rfaas.errors import UsageError
-from rfaas.sandbox import process
+from rfaas.sandbox import none, process
+
+if TYPE_CHECKING:
+    from rfaas.config import SandboxConfig
+    from rfaas.proto.worker_messages import Lack, Limits, SpawnWorker
+
+
+class Birth(NamedTuple):
+    """What a level needs to start one worker.
+
+    `run` is what the new process does: it never returns, and closes all descriptors but
+    the standard ones, `link_fd` and those that it is given to keep.  A level that starts another
+    program passes `link_fd` on instead: `roles.worker.run` is what has to happen to it in there.
+    """
+
+    order: SpawnWorker
+    node: SandboxConfig
+    link_fd: int
+    run: Callable[[Sequence[int]], NoReturn]
+
+
+class Confined(Protocol):
+    """A worker that a level has started, as the zygote sees it."""
+
+    pid: int  # a child of the zygote, in a session of its own; its death is the worker's
+
+    def kill(self) -> None:
+        """Kill the worker and all that it started; its death comes as a child's.  Repeatable."""
+
+    def limit(self, limits: Limits, cpus: Sequence[int]) -> None:
+        """Set the limits of one that waited in a pool."""
+
+    def reaped(self, status: int) -> int:
+        """`pid` was reaped with this wait status: remove what is left of it, its cgroup too.
+
+        Returns the wait status of the worker itself, where `pid` was only its keeper.
+        """
 
 
 class Level(Protocol):
@@ -23,15 +65,28 @@ class Level(Protocol):
     name: str
     trusted: bool
 
-    def enter(self, memory_bytes: int, lanes: int) -> None:
-        """Confine the calling process for good; it will run so many threads of lanes.
+    def lacks(self, node: SandboxConfig) -> list[Lack]:
+        """In the zygote, once, when it starts: the parts that cannot be had here."""
+
+    def start(self, birth: Birth) -> Confined:
+        """In the zygote: start a worker.
 
         Raises:
-            SystemCallError: a part of the level cannot be had here.
+            OSError: it cannot be forked.
+            SystemCallError: a part of the level cannot be had.
+        """
+
+    def enter(self, limits: Limits, degrade: Sequence[str] = ()) -> None:
+        """In the worker: confine the calling process for good, before it loads the library.
+
+        `degrade` names the parts that may be missing.
+
+        Raises:
+            SystemCallError: another part of the level cannot be had here.
         """
 
 
-LEVELS: dict[str, Level] = {process.LEVEL.name: process.LEVEL}
+LEVELS: dict[str, Level] = {one.name: one for one in (none.LEVEL, process.LEVEL)}
 
 
 def level(name: str) -> Level:

@@ -8,8 +8,16 @@ its files.
 from __future__ import annotations
 
 import resource
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rfaas.errors import SystemCallError
+from rfaas.sandbox.forked import Forked, fork
+
+if TYPE_CHECKING:
+    from rfaas.config import SandboxConfig
+    from rfaas.proto.worker_messages import Lack, Limits
+    from rfaas.sandbox import Birth
 
 # What a worker needs before the function allocates anything, beside its lanes' stacks.
 _BASE_BYTES = 256 * 1024 * 1024
@@ -22,14 +30,20 @@ class ProcessLevel:
     name = "process"
     trusted = True
 
-    def enter(self, memory_bytes: int, lanes: int) -> None:
-        """Limit private memory to `memory_bytes` (0: no limit) over what a bare worker has."""
+    def lacks(self, node: SandboxConfig) -> list[Lack]:
+        return []
+
+    def start(self, birth: Birth) -> Forked:
+        return fork(birth)
+
+    def enter(self, limits: Limits, degrade: Sequence[str] = ()) -> None:
+        """Limit private memory to that of the lease over what a bare worker has."""
         _limit("core dumps", resource.RLIMIT_CORE, 0)
-        if memory_bytes:
+        if limits.memory_bytes:
             # RLIMIT_DATA counts private writable memory; rings are shared and not counted.
             # It counts a stack in full, touched or not: pthread_create(3) maps it at once.
-            base_bytes = _BASE_BYTES + lanes * stack_bytes()
-            _limit("private memory", resource.RLIMIT_DATA, base_bytes + memory_bytes)
+            base_bytes = _BASE_BYTES + limits.lanes * stack_bytes()
+            _limit("private memory", resource.RLIMIT_DATA, base_bytes + limits.memory_bytes)
 
 
 def stack_bytes() -> int:

@@ -9,10 +9,14 @@ import sys
 
 import pytest
 
+from rfaas.config import SandboxConfig
 from rfaas.control.link import Link
 from rfaas.errors import InternalError, PeerLostError, SystemCallError
 from rfaas.launch import zygote
 from rfaas.launch.workers import ZYGOTE_GONE, Zygote
+from rfaas.proto.worker_messages import SpawnWorker
+
+ORDER = SpawnWorker(isolation="process")
 
 
 def wait_for_end(link: Link) -> int:
@@ -44,30 +48,30 @@ def no_worker() -> zygote.WorkerMain:
 
 
 def test_a_fork_that_fails_is_the_loss_of_who_asked() -> None:
-    async def scene(started: tuple[int, object]) -> None:
+    async def scene(started: zygote.Started) -> None:
         lost: list[str] = []
-        parent = Zygote(*started, lost.append)  # type: ignore[arg-type]
+        parent = Zygote(started.pid, started.sock, lost.append)
         for text in ("Resource temporarily unavailable", "Cannot allocate memory"):
             with pytest.raises(SystemCallError, match=f"cannot fork a worker: {text}") as refused:
-                await parent.spawn()
+                await parent.spawn(ORDER)
             assert "limit of processes" in refused.value.hint
-        _, death, link = await parent.spawn()
+        _, death, link = await parent.spawn(ORDER)
         await link.close()
         assert os.waitstatus_to_exitcode(await death) == 7
         await parent.close()
         assert not lost
 
-    asyncio.run(scene(zygote.start(few_forks)))
+    asyncio.run(scene(zygote.start(few_forks, SandboxConfig())))
 
 
 def test_a_zygote_that_fails_says_why(capfd: pytest.CaptureFixture[str]) -> None:
-    async def scene(started: tuple[int, object]) -> None:
+    async def scene(started: zygote.Started) -> None:
         lost: list[str] = []
-        parent = Zygote(*started, lost.append)  # type: ignore[arg-type]
+        parent = Zygote(started.pid, started.sock, lost.append)
         with pytest.raises(InternalError, match="the zygote is gone"):
-            await parent.spawn()
+            await parent.spawn(ORDER)
         assert lost == [ZYGOTE_GONE]
         await parent.close()
 
-    asyncio.run(scene(zygote.start(no_worker)))
+    asyncio.run(scene(zygote.start(no_worker, SandboxConfig())))
     assert "RuntimeError: what it loads is broken" in capfd.readouterr().err

@@ -45,7 +45,6 @@ class VerbsServed(Served):
             ring_bytes=self._stride,
             cpus=(-1,) * self._lanes,
             hot_timeout_ms=hot_timeout_ms,
-            memory_bytes=0,
             isolation="none",
             transport="verbs",
             host=self._server.address,

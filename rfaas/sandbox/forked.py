@@ -1,0 +1,40 @@
+"""A worker that is a plain child of the zygote, and leads a session of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rfaas.proto.worker_messages import Limits
+    from rfaas.sandbox import Birth
+
+
+class Forked:
+    """See `sandbox.Confined`."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+
+    def kill(self) -> None:
+        """Kill it and its group; what has left the group is the zygote's to find."""
+        for kill in (os.kill, os.killpg):
+            with suppress(ProcessLookupError):
+                kill(self.pid, signal.SIGKILL)
+
+    def limit(self, limits: Limits, cpus: Sequence[int]) -> None:
+        """Nothing: it limits itself when it gets its task."""
+
+    def reaped(self, status: int) -> int:
+        return status
+
+
+def fork(birth: Birth) -> Forked:
+    """Fork the worker.  Raises OSError where it cannot be."""
+    pid = os.fork()
+    if not pid:
+        birth.run(())
+    return Forked(pid)
