@@ -104,7 +104,7 @@ class LeaseConfig(Section, frozen=True):
 
     cores: Cores = 1
     memory: Size = 1 << 30
-    isolation: Literal["none", "process", "sandbox", "container"] = "process"
+    isolation: Literal["none", "process", "sandbox", "bubblewrap", "container"] = "process"
 
 
 class SandboxConfig(Section, frozen=True):

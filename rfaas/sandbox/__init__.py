@@ -13,14 +13,15 @@ Adding one: docs/architecture.md, "add an isolation level".
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple, NoReturn, Protocol
+from typing import TYPE_CHECKING, NamedTuple, NoReturn, Protocol, runtime_checkable
 
 from rfaas.errors import UsageError
-from rfaas.sandbox import none, process
+from rfaas.sandbox import bubblewrap, none, process
 
 if TYPE_CHECKING:
     from rfaas.config import SandboxConfig
-    from rfaas.proto.worker_messages import Lack, Limits, SpawnWorker
+    from rfaas.control.link import Link
+    from rfaas.proto.worker_messages import Lack, Limits, LoadLibrary, SpawnWorker
 
 
 class Birth(NamedTuple):
@@ -86,7 +87,17 @@ class Level(Protocol):
         """
 
 
-LEVELS: dict[str, Level] = {one.name: one for one in (none.LEVEL, process.LEVEL)}
+@runtime_checkable
+class Kept(Protocol):
+    """A level whose workers another program confines (`keeper.py`)."""
+
+    def keep(self, link: Link, task: LoadLibrary) -> int:
+        """In the process that `start` forked, instead of `enter`: run the worker in there."""
+
+
+LEVELS: dict[str, Level] = {
+    one.name: one for one in (none.LEVEL, process.LEVEL, bubblewrap.LEVEL)
+}
 
 
 def level(name: str) -> Level:

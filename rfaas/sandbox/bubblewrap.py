@@ -1,0 +1,117 @@
+"""Level `bubblewrap`: what `sandbox` holds, by bwrap(1), for sites that trust that more.
+
+The worker sees an empty root with the system's libraries, read-only, a small tmpfs in
+/tmp, its own processes, and no network.  It is `native/inside.c`; its keeper stays outside.
+Run by root, bwrap becomes the user nobody first: not even the owner of its files is root.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import socket
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rfaas.errors import RfaasError, SystemCallError
+from rfaas.proto.worker_messages import Lack
+from rfaas.sandbox import inside, keeper
+
+if TYPE_CHECKING:
+    from rfaas.config import SandboxConfig
+    from rfaas.control.link import Link
+    from rfaas.proto.worker_messages import Limits, LoadLibrary, SpawnWorker
+    from rfaas.sandbox import Birth
+
+NOBODY = 65534
+PROGRAM_FD = 4  # a copy of native/inside.c's program: bwrap reads it, so no path is needed
+PROGRAM = "/rfaas-inside"
+LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/etc/ld.so.cache")
+TMP_BYTES = 16 << 20
+INSTALL = "as root: apt-get install bubblewrap"
+
+
+class Bubblewrap:
+    """One run of bwrap: see `keeper.Container`."""
+
+    what = "bubblewrap"
+    channel = str(keeper.CHANNEL_FD)
+    listener: socket.socket | None = None
+
+    def __init__(self, order: SpawnWorker) -> None:
+        self._order = order
+
+    def command(self) -> Sequence[str]:
+        """As bwrap(1) describes it; the order matters: later mounts cover earlier ones."""
+        command = ["bwrap", "--unshare-user", "--disable-userns", "--unshare-ipc", "--unshare-pid"]
+        command += ["--unshare-net", "--unshare-uts", "--unshare-cgroup-try"]
+        command += ["--die-with-parent", "--as-pid-1", "--new-session", "--clearenv"]
+        command += ["--cap-drop", "ALL", "--hostname", "rfaas"]
+        for path in LIBRARIES:
+            if os.path.islink(path):  # merged /usr: /lib is one to usr/lib
+                command += ["--symlink", os.readlink(path), path]
+            elif os.path.exists(path):
+                command += ["--ro-bind", path, path]
+        command += ["--proc", "/proc", "--dev", "/dev", "--remount-ro", "/dev"]
+        command += ["--size", str(TMP_BYTES), "--tmpfs", "/tmp"]
+        command += ["--perms", "0555", "--ro-bind-data", str(PROGRAM_FD), PROGRAM]
+        return [*command, "--remount-ro", "/", "--", PROGRAM, self.channel]
+
+    def become(self) -> None:
+        fd = os.memfd_create("rfaas-inside", os.MFD_CLOEXEC)
+        os.write(fd, inside.program())
+        os.lseek(fd, 0, os.SEEK_SET)
+        os.dup2(fd, PROGRAM_FD)
+        if os.geteuid() == 0:
+            os.setgroups([])
+            os.setresgid(NOBODY, NOBODY, NOBODY)
+            os.setresuid(NOBODY, NOBODY, NOBODY)
+
+    def started(self, pid: int) -> None:
+        pass
+
+    def bpf(self) -> bytes:
+        return b""
+
+    def limits(self) -> Sequence[tuple[int, int]]:
+        return [(resource.RLIMIT_CORE, 0)]
+
+    def explain(self, status: int, text: str) -> RfaasError:
+        if keeper.is_missing(status):
+            return SystemCallError("bwrap is not installed on this node", hint=INSTALL)
+        text = text.removeprefix("bwrap: ") or f"it ended with status {status}"
+        hint = ""
+        if "namespace" in text or "uid map" in text:
+            hint = "this node forbids user namespaces; `rfaas doctor` says what allows them"
+        return SystemCallError(f"bubblewrap could not start the worker: {text}", hint=hint)
+
+    def close(self) -> None:
+        pass
+
+
+class BubblewrapLevel:
+    """See the module's docstring."""
+
+    name = "bubblewrap"
+    trusted = False
+    _order: SpawnWorker  # in a keeper: what it was started for
+
+    def lacks(self, node: SandboxConfig) -> list[Lack]:
+        if shutil.which("bwrap") is None:
+            return [Lack("bwrap", "bwrap is not installed", INSTALL)]
+        return []
+
+    def start(self, birth: Birth) -> keeper.Kept:
+        self._order = birth.order
+        return keeper.fork(birth.run)
+
+    def enter(self, limits: Limits, degrade: Sequence[str] = ()) -> None:
+        raise SystemCallError("level bubblewrap is entered by bwrap, not by the worker")
+
+    def keep(self, link: Link, task: LoadLibrary) -> int:
+        """In the new process: be its keeper."""
+        return keeper.keep(link, task, lambda: Bubblewrap(self._order))
+
+
+LEVEL = BubblewrapLevel()
