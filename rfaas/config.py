@@ -55,6 +55,8 @@ Words = Annotated[
         description="words of small letters, digits and -, with spaces between them",
     ),
 ]
+Patterns = Annotated[str, Meta(max_length=4095, pattern=r"^[^\x00]*$")]
+Switch = Literal["yes", "no"]
 Cores = Annotated[int, Meta(ge=1, le=65536)]
 Duration = Annotated[float, Meta(ge=0.1, le=_TEN_YEARS_S)]
 
@@ -105,6 +107,7 @@ class LeaseConfig(Section, frozen=True):
     cores: Cores = 1
     memory: Size = 1 << 30
     isolation: Literal["none", "process", "sandbox", "bubblewrap", "container"] = "process"
+    image: Path = ""
 
 
 class SandboxConfig(Section, frozen=True):
@@ -112,6 +115,26 @@ class SandboxConfig(Section, frozen=True):
 
     levels: Words = "all"
     degrade: Words = "cgroup landlock time"
+
+
+class ContainerConfig(Section, frozen=True):
+    """`[container]`: what runs the images that leases name, and which ones."""
+
+    engine: Literal[
+        "auto", "runc", "crun", "podman", "docker", "apptainer", "singularity", "sarus"
+    ] = "auto"
+    images: Patterns = "*"
+    pull: Literal["missing", "never"] = "missing"
+    pull_timeout_s: Annotated[float, Meta(ge=1, le=86400)] = 600.0
+    store: Path = ""
+    registry_auth: Path = ""
+    registry_insecure: Switch = "no"
+    podman_runtime: Name = ""
+    docker_rdma_sriov: Switch = "no"
+    docker_network: Name = ""
+    docker_address: Name = ""
+    docker_volume: Path = ""
+    docker_registry: Name = ""
 
 
 class LaneConfig(Section, frozen=True):
@@ -146,6 +169,7 @@ class Config(Section, frozen=True):
     client: ClientConfig = ClientConfig()
     lease: LeaseConfig = LeaseConfig()
     sandbox: SandboxConfig = SandboxConfig()
+    container: ContainerConfig = ContainerConfig()
     lane: LaneConfig = LaneConfig()
     rdma: RdmaConfig = RdmaConfig()
     log: LogConfig = LogConfig()
@@ -254,6 +278,7 @@ def _keys(section: str) -> dict[str, config_text.Key]:
 def _filled(config: Config, environ: Mapping[str, str], host: str) -> Config:
     """Addresses, names and paths in place of "", as far as they are known without asking."""
     manager, executor, client = config.resource_manager, config.executor, config.client
+    container = config.container
     # Not from the password database: on a cluster that may be a question to another machine.
     user = environ.get("USER") or environ.get("LOGNAME") or str(os.geteuid())
     runtime = runtime_dir(environ)
@@ -273,5 +298,6 @@ def _filled(config: Config, environ: Mapping[str, str], host: str) -> Config:
             name=name,
             resource_manager=executor.resource_manager or address,
         ),
+        container=replace(container, store=container.store or f"{state_dir(environ)}/images"),
         client=replace(client, name=client.name or f"{user}@{host}:{os.getpid()}"),
     )

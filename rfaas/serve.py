@@ -120,7 +120,9 @@ async def _serve(
         else:
             ensure_private_dir(os.path.dirname(path_of(own.address)))
         serving = executor.run(
-            own, clock, ready, stop, nursery, private, waiting, config.rdma.device
+            *(own, clock, ready, stop, nursery, private, waiting),
+            device=config.rdma.device,
+            container=config.container,
         )
         task = loop.create_task(serving)
         task.add_done_callback(lambda _: stop_manager.set())  # it tells the manager how it ended

@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -80,6 +80,7 @@ class Session:
         self._lock = threading.Lock()
         self._leases: weakref.WeakSet[Lease] = weakref.WeakSet()
         self._private: PrivateExecutor | None = None
+        self.progress: Callable[[str], None] | None = None  # told of what takes long: an image
         self._keeper: threading.Thread | None = None
         self._closed = threading.Event()
         self.link, self.where = self._connect()
@@ -122,6 +123,7 @@ class Session:
         *,
         memory: int | str | None = None,
         isolation: str | None = None,
+        image: str | None = None,
         slots: int | None = None,
         slot_bytes: int | str | None = None,
         hot_timeout_ms: int | None = None,
@@ -133,6 +135,8 @@ class Session:
             cores: one lane each; None: `lease.cores` of the configuration, and so below.
             library: path of a shared object, or its bytes.
             memory: bytes that the worker may use, or text such as "2GiB".
+            isolation: how the worker is shut in.
+            image: what it runs in, at level "container": a name with its digest.
             slots: calls that a lane can hold at once.
             slot_bytes: the largest input, and output, of a call.
             hot_timeout_ms: milliseconds that a lane spins after a call before it
@@ -153,6 +157,7 @@ class Session:
             memory_bytes=self._asked("lease", "memory", memory),
             duration_s=self.config.client.lease_duration_s,
             isolation=self._asked("lease", "isolation", isolation),
+            image=self._asked("lease", "image", image),
         )
         found = Library.read(library)
         lease = Lease(

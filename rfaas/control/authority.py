@@ -100,7 +100,8 @@ class OwnAuthority:
                     secrets.token_hex(16),
                     now,
                 )
-                return granted(grant, self._key, self._clock.wall_s(), request.id)
+                wall_s = self._clock.wall_s()
+                return granted(grant, self._key, wall_s, request.id, image=request.image)
             case RenewLease():
                 grant = self._ledger.renew(request.lease, request.duration_s, now)
                 return granted(grant, self._key, self._clock.wall_s(), request.id)
@@ -244,7 +245,9 @@ class ManagerAuthority:
                 return
 
 
-def granted(grant: Grant, key: bytes, wall_s: float, request_id: int) -> LeaseGranted:
+def granted(
+    grant: Grant, key: bytes, wall_s: float, request_id: int, image: str = ""
+) -> LeaseGranted:
     """The answer to a client, with the token that shows `grant` to its node."""
     claims = Claims(
         lease=grant.lease,
@@ -253,6 +256,7 @@ def granted(grant: Grant, key: bytes, wall_s: float, request_id: int) -> LeaseGr
         cores=grant.cores,
         memory_bytes=grant.memory_bytes,
         isolation=grant.isolation,
+        image=image,
         duration_s=grant.duration_s,
         issued_at_s=wall_s,
         not_after_s=wall_s + grant.duration_s,

@@ -101,13 +101,18 @@ class Pool:
                     raise
 
     async def start(
-        self, request: StartWorker, transport: str, host: str
+        self,
+        request: StartWorker,
+        transport: str,
+        host: str,
+        container: ContainerTask | None = None,
     ) -> tuple[Worker, WorkerProcess, LeaseOnNode]:
         """Start the worker of a lease with a library that is here.
 
         Args:
             transport: what feeds its rings.
             host: the address where it listens, if it does.
+            container: what it runs in, at level `container`.
 
         Raises:
             UnavailableError: the library is not here; send it.
@@ -128,6 +133,7 @@ class Pool:
             lease=request.lease,
             limits=Limits(lanes=len(lease.cpus), memory_bytes=lease.claims.memory_bytes),
             cpus=lease.cpus,
+            container=container,
         )
         task = LoadLibrary(
             ring_bytes=process.ring_bytes,
@@ -161,6 +167,10 @@ class Pool:
             raise
         self._supervisor.loaded(worker)
         return worker, process, lease
+
+    def claims(self, lease: str) -> Claims:
+        """What a live lease grants."""
+        return self._supervisor.live(lease).claims
 
     def process(self, lease: str) -> WorkerProcess | None:
         """The process that serves a live lease."""

@@ -18,6 +18,7 @@ that names both.  Replies are the message that stands under "answered by", or
                             StartWorker       WorkerStarted (with what the transport offers)
                             StopWorker        WorkerStopped
     executor -> client      WorkerExited      (notice)
+                            ImageProgress     (notice)
                             LeaseEnded        (notice)
     executor -> manager     JoinNode          NodeJoined
                             Beat              BeatTaken
@@ -58,6 +59,7 @@ Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Cores = Annotated[int, Meta(ge=1, le=65536)]
 Bytes = Annotated[int, Meta(ge=0, le=2**60)]
 Seconds = Annotated[float, Meta(ge=0, le=10 * 365 * 86400)]
+ImageName = Annotated[str, Meta(max_length=512)]  # as of rfaas.core.image
 Token = Annotated[bytes, Meta(max_length=4096)]
 
 
@@ -119,6 +121,7 @@ class RequestLease(Message, frozen=True):
     memory_bytes: Bytes
     duration_s: Seconds
     isolation: Name = "process"
+    image: ImageName = ""
 
 
 class LeaseGranted(Message, frozen=True):
@@ -334,6 +337,13 @@ class WorkerStarted(Message, frozen=True):
     more: bool = False
     endpoint: Endpoint | None = None
     steps_ns: dict[str, int] = {}
+
+
+class ImageProgress(Message, frozen=True):
+    """The lease's image is being fetched; `text` says how far."""
+
+    lease: LeaseId
+    text: Text
 
 
 class ListFunctions(Message, frozen=True):

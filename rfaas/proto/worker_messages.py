@@ -17,7 +17,7 @@ from typing import Annotated
 
 from msgspec import Meta, Struct, field
 
-from rfaas.proto.messages import Bytes, Count, Endpoint, Message, Name, Text
+from rfaas.proto.messages import Bytes, Count, Endpoint, ImageName, Message, Name, Text
 
 
 class Limits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -71,6 +71,19 @@ class LibraryLoaded(Message, frozen=True):
     steps_ns: dict[str, int] = field(default_factory=dict)
 
 
+class ContainerTask(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Which image a worker of level `container` runs in, and by what.
+
+    `image` is its name as the engine knows it, `root` its unpacked tree where the engine takes
+    one, `options` the node's keys of `[container]`.
+    """
+
+    engine: Name
+    image: ImageName
+    root: Text = ""
+    options: dict[Name, Text] = field(default_factory=dict)
+
+
 class SpawnWorker(Message, frozen=True):
     """Start a worker at a level of isolation; the descriptor that comes along is its end of a link.
 
@@ -82,6 +95,7 @@ class SpawnWorker(Message, frozen=True):
     lease: Annotated[str, Meta(max_length=32)] = ""
     limits: Limits = Limits()
     cpus: tuple[int, ...] = ()
+    container: ContainerTask | None = None
 
 
 class WorkerSpawned(Message, frozen=True):

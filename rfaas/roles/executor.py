@@ -21,7 +21,7 @@ from msgspec.structs import replace
 
 from rfaas import __version__
 from rfaas.clock import Clock
-from rfaas.config import ExecutorConfig
+from rfaas.config import ContainerConfig, ExecutorConfig
 from rfaas.control import aio
 from rfaas.control.aio import AsyncLink, Listener
 from rfaas.control.authority import Authority, ManagerAuthority, OwnAuthority
@@ -33,12 +33,14 @@ from rfaas.errors import (
     RfaasError,
     SystemCallError,
 )
+from rfaas.launch.images import Images
 from rfaas.launch.libraries import Upload
 from rfaas.launch.node import PRIVATE, cores_of, memory_of
 from rfaas.launch.pool import Pool
 from rfaas.launch.zygote import Started
 from rfaas.proto import messages as m
 from rfaas.proto.codec import names_page
+from rfaas.proto.worker_messages import ContainerTask
 from rfaas.transport import transport
 
 REQUESTS_PER_LINK_MAX = 16
@@ -71,10 +73,12 @@ class Executor:
         ready: Callable[[str], None],
         lost: Callable[[str], None],
         device: str = "",
+        images: Images | None = None,
     ) -> None:
         cores, cpus = cores_of(config)
         self._config = config
         self._device = device
+        self._images = images or Images(ContainerConfig())
         self._clock = clock
         self._started_s = clock.monotonic_s()
         self._clients: dict[str, Client] = {}  # by lease
@@ -267,7 +271,8 @@ class Executor:
     ) -> tuple[m.WorkerStarted, tuple[int, ...]]:
         carrier = transport(request.transport)
         host = carrier.host(self._device)
-        worker, process, lease = await self._pool.start(request, carrier.name, host)
+        container = await self._container(request.lease)
+        worker, process, lease = await self._pool.start(request, carrier.name, host, container)
         log.info(
             "lease %s: worker %d serves %d lanes on processors %s",
             request.lease[:8],
@@ -289,6 +294,19 @@ class Executor:
             steps_ns=process.steps_ns,
         )
         return started, carrier.offer(process.rings_fd)
+
+    async def _container(self, lease: str) -> ContainerTask | None:
+        """What the lease's worker runs in, fetched if need be; None where that is this machine."""
+        claims = self._pool.claims(lease)
+        if claims.isolation != "container":
+            return None
+
+        def say(text: str) -> None:
+            client = self._clients.get(lease)
+            if client is not None:
+                client.notify(m.ImageProgress(lease=lease, text=text))
+
+        return await self._images.task(claims.image, say)
 
     def _take_library(self, client: Client, part: m.SendLibrary) -> m.LibraryStored:
         if client.upload is None or part.offset == 0:
@@ -359,6 +377,7 @@ async def run(
     private: socket.socket | None = None,
     waiting: Callable[[str], None] = lambda _: None,
     device: str = "",
+    container: ContainerConfig | None = None,
 ) -> None:
     """Live as an executor until `stop` is set, or the link of a private one ends.
 
@@ -368,6 +387,7 @@ async def run(
         private: the link of the one client to serve.
         waiting: called, before `ready`, when it listens and has yet to join its manager.
         device: the RDMA device that workers listen on; "": the first that can be used.
+        container: how images are run; None: as by default.
 
     Raises:
         AddressInUseError, SystemCallError: it cannot listen.
@@ -380,7 +400,8 @@ async def run(
         stop.set()
 
     loop = asyncio.get_running_loop()
-    executor = Executor(config, clock, zygote, ready, lost, device)
+    images = Images(container or ContainerConfig())
+    executor = Executor(config, clock, zygote, ready, lost, device, images)
     ticking = loop.create_task(executor.tick())
     waits: list[asyncio.Task[object]] = [loop.create_task(stop.wait())]
     try:

@@ -202,7 +202,7 @@ class ResourceManager:
             grant.node,
             grant.client,
         )
-        return self._token(grant, asked.id)
+        return self._token(grant, asked.id, asked.image)
 
     def _renew(self, peer: Peer, asked: messages.RenewLease) -> messages.LeaseGranted:
         grant = self._ledger.renew(asked.lease, asked.duration_s, self._clock.monotonic_s())
@@ -360,13 +360,13 @@ class ResourceManager:
         if self._executors.get(node) is not peer:
             raise UnavailableError(f"node {node} has not joined on this link", hint="join again")
 
-    def _token(self, grant: Grant, request_id: int) -> messages.LeaseGranted:
+    def _token(self, grant: Grant, request_id: int, image: str = "") -> messages.LeaseGranted:
         node = self._keeper.node(grant.node)
         if node is None:
             raise InternalError(
                 f"lease {grant.lease[:8]} is on node {grant.node}, which has no key"
             )
-        return granted(grant, node.key, self._clock.wall_s(), request_id)
+        return granted(grant, node.key, self._clock.wall_s(), request_id, image)
 
 
 async def run(

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple, NoReturn, Protocol, runtime_checkable
 
 from rfaas.errors import UsageError
-from rfaas.sandbox import bubblewrap, none, process
+from rfaas.sandbox import bubblewrap, container, none, process
 
 if TYPE_CHECKING:
     from rfaas.config import SandboxConfig
@@ -96,7 +96,7 @@ class Kept(Protocol):
 
 
 LEVELS: dict[str, Level] = {
-    one.name: one for one in (none.LEVEL, process.LEVEL, bubblewrap.LEVEL)
+    one.name: one for one in (none.LEVEL, process.LEVEL, bubblewrap.LEVEL, container.LEVEL)
 }
 
 

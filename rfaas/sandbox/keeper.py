@@ -207,12 +207,11 @@ class _Keeper:
             try:
                 os.dup2(words, 1)
                 os.dup2(words, 2)
+                if theirs is not None and theirs.fileno() == CHANNEL_FD:
+                    os.set_inheritable(CHANNEL_FD, True)
+                elif theirs is not None:
+                    os.dup2(theirs.fileno(), CHANNEL_FD)
                 container.become()
-                if theirs is not None:
-                    if theirs.fileno() == CHANNEL_FD:
-                        os.set_inheritable(CHANNEL_FD, True)  # noqa: FBT003
-                    else:
-                        os.dup2(theirs.fileno(), CHANNEL_FD)
                 signal.set_wakeup_fd(-1)
                 signal.pthread_sigmask(signal.SIG_SETMASK, ())
                 signal.signal(signal.SIGPIPE, signal.SIG_DFL)
