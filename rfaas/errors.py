@@ -13,6 +13,7 @@ Split by whose fault it is, because that decides what a person does next:
     │   ├── CapacityError           not enough cores, memory or slots
     │   ├── AddressInUseError       somebody else listens there
     │   ├── UnavailableError        nobody answers there
+    │   ├── ImageError              the container image cannot be had
     │   ├── PeerLostError           a peer that did answer is gone
     │   ├── ProtocolError           a peer sent what the protocol forbids
     │   ├── LeaseEndedError         the lease is over (expired, revoked, lost)
@@ -45,6 +46,7 @@ __all__ = [
     "DeadlineExceededError",
     "FunctionFailedError",
     "FunctionNotFoundError",
+    "ImageError",
     "InternalError",
     "LeaseEndedError",
     "LibraryError",
@@ -125,6 +127,10 @@ class AddressInUseError(WorldError):
 
 class UnavailableError(WorldError):
     code = "unavailable"
+
+
+class ImageError(WorldError):
+    code = "image"
 
 
 class PeerLostError(WorldError):

@@ -116,7 +116,7 @@ class Session:
             self._private.close()
             raise
 
-    def lease(
+    def lease(  # noqa: PLR0913 - keywords, and each has a default
         self,
         cores: int | None = None,
         library: str | os.PathLike[str] | bytes = "",

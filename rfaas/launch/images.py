@@ -11,7 +11,6 @@ import asyncio
 import os
 import secrets
 import shutil
-
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
@@ -20,11 +19,10 @@ from rfaas.core import image as images
 from rfaas.core.image import Image
 from rfaas.errors import (
     CapacityError,
+    ImageError,
     RfaasError,
     SystemCallError,
-    UnavailableError,
     UsageError,
-    WorldError,
 )
 from rfaas.paths import ensure_private_dir
 from rfaas.proto.worker_messages import ContainerTask
@@ -57,7 +55,7 @@ class Images:
 
         Raises:
             UsageError: no such name, or one that this node does not take.
-            UnavailableError: it is not here and cannot be fetched.
+            ImageError: it is not here and cannot be fetched.
             SystemCallError: no engine, or the engine or the disk refuses.
         """
         if not reference:
@@ -73,9 +71,7 @@ class Images:
                 hint=f"it takes {' '.join(patterns) or 'none'} (container.images)",
             )
         engine = engines.chosen(self._config.engine)
-        options = {
-            key: str(getattr(self._config, key)) for key in self._config.__struct_fields__
-        }
+        options = {key: str(getattr(self._config, key)) for key in self._config.__struct_fields__}
         async with self._fetching.setdefault(reference, asyncio.Lock()):
             if engine.takes_trees:
                 root = await self._tree(image, say)
@@ -106,7 +102,7 @@ class Images:
 
     def _check_may_fetch(self, name: str) -> None:
         if self._config.pull == "never":
-            raise UnavailableError(
+            raise ImageError(
                 f"image {name} is not on this node, and it fetches none (container.pull)",
                 hint="have it fetched there first",
             )
@@ -201,7 +197,7 @@ class Images:
             await asyncio.wait_for(self._read(process, lines, say), self._config.pull_timeout_s)
             return await process.wait(), lines
         except asyncio.TimeoutError:
-            raise WorldError(
+            raise ImageError(
                 f"{command[0]} did not end within {self._config.pull_timeout_s:g} s",
                 hint="is the registry slow? container.pull_timeout_s is the limit",
             ) from None
@@ -237,18 +233,15 @@ def _refusal(name: str, program: str, status: int, lines: list[str]) -> RfaasErr
     if "no image found in" in low or "architecture" in low:
         return UsageError(text, hint=f"it has none for {os.uname().machine}, what this node is")
     if "unauthorized" in low or "authentication required" in low or "denied" in low:
-        return UnavailableError(
+        return ImageError(
             text, hint="container.registry_auth names the file with the registry's credentials"
         )
     if "manifest unknown" in low or "name unknown" in low or "not found" in low:
-        return UnavailableError(text, hint="is the digest right, and was the image pushed?")
+        return ImageError(text, hint="is the digest right, and was the image pushed?")
     if "connection refused" in low or "no such host" in low or "timeout" in low:
-        return UnavailableError(text, hint="is the registry up, and can this node reach it?")
+        return ImageError(text, hint="is the registry up, and can this node reach it?")
     if "no space left" in low:
         return CapacityError(text, hint="free space where container.store is")
     if "server gave http response" in low:
-        return UnavailableError(text, hint="it speaks no TLS; container.registry_insecure allows it")
-    return UnavailableError(text)
-
-
-
+        return ImageError(text, hint="it speaks no TLS; container.registry_insecure allows it")
+    return ImageError(text)

@@ -19,7 +19,7 @@ from rfaas.launch.libraries import Libraries
 from rfaas.launch.workers import WorkerProcess, Zygote, exit_text
 from rfaas.launch.zygote import Started
 from rfaas.proto.messages import StartWorker, Usage
-from rfaas.proto.worker_messages import Limits, LoadLibrary, SpawnWorker
+from rfaas.proto.worker_messages import ContainerTask, Limits, LoadLibrary, SpawnWorker
 
 PATIENCE_MIN_S = 0.05  # between two looks at what is ending, even with no stop_grace_s
 

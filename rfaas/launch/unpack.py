@@ -87,7 +87,8 @@ def _layers(layout: str, architecture: str, digest: str) -> list[tuple[str, str]
     config = _json(layout, str(manifest.get("config", {}).get("digest")))
     found = str(config.get("architecture", ""))
     if found != architecture:
-        raise ImageError(f"it is for {found or 'no known architecture'}, this node is {architecture}")
+        kind = found or "no known architecture"
+        raise ImageError(f"it is for {kind}, this node is {architecture}")
     layers = manifest.get("layers", [])
     if not isinstance(layers, list) or len(layers) > LAYERS_MAX:
         raise ImageError(f"it has more than {LAYERS_MAX} layers")

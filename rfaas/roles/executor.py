@@ -368,7 +368,7 @@ def unexpected(error: Exception, message: m.Message) -> RfaasError:
     )
 
 
-async def run(
+async def run(  # noqa: PLR0913 - each is what serve.py alone knows
     config: ExecutorConfig,
     clock: Clock,
     ready: Callable[[str], None],
@@ -377,6 +377,7 @@ async def run(
     private: socket.socket | None = None,
     waiting: Callable[[str], None] = lambda _: None,
     device: str = "",
+    *,
     container: ContainerConfig | None = None,
 ) -> None:
     """Live as an executor until `stop` is set, or the link of a private one ends.

@@ -36,20 +36,20 @@ def parent() -> str:
 
 def make(engine: str) -> tuple[str, str, int]:
     """A new container's name, its folder, and the descriptor that locks that."""
-    id = f"rfaas-{secrets.token_hex(8)}"
-    folder = f"{parent()}/{id}"
+    name = f"rfaas-{secrets.token_hex(8)}"
+    folder = f"{parent()}/{name}"
     try:
         os.mkdir(folder, 0o700)
         lock = os.open(f"{folder}/{engine}.engine", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(lock, fcntl.LOCK_EX)
     except OSError as error:
         raise SystemCallError(f"cannot make {folder}: {error.strerror}") from None
-    return id, folder, lock
+    return name, folder, lock
 
 
-def remove(engine: Engine, id: str, folder: str) -> None:
+def remove(engine: Engine, name: str, folder: str) -> None:
     """Take away whatever is left of a container that is dead or to be dead."""
-    for command in engine.remove(id, folder):
+    for command in engine.remove(name, folder):
         with suppress(OSError, subprocess.TimeoutExpired):
             subprocess.run(
                 command,
@@ -61,7 +61,7 @@ def remove(engine: Engine, id: str, folder: str) -> None:
             )
     for controller in os.listdir(CGROUPS) if os.path.isdir(CGROUPS) else ():
         with suppress(OSError):
-            os.rmdir(f"{CGROUPS}/{controller}/rfaas/{id}")
+            os.rmdir(f"{CGROUPS}/{controller}/rfaas/{name}")
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -74,17 +74,17 @@ def sweep() -> int:
     except (OSError, RfaasError):
         return 0
     engines = table()
-    for id in names:
-        folder = f"{folder_of_all}/{id}"
+    for name in names:
+        folder = f"{folder_of_all}/{name}"
         with suppress(OSError):
-            (mark,) = [name for name in os.listdir(folder) if name.endswith(".engine")] or [""]
+            (mark,) = [one for one in os.listdir(folder) if one.endswith(".engine")] or [""]
             lock = os.open(f"{folder}/{mark}", os.O_WRONLY | os.O_CLOEXEC) if mark else -1
             try:
                 if lock >= 0:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # BlockingIOError: it lives
                 engine = engines.get(mark.removesuffix(".engine"))
                 if engine is not None:
-                    remove(engine, id, folder)
+                    remove(engine, name, folder)
                     swept += 1
             finally:
                 if lock >= 0:

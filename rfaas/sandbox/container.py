@@ -38,9 +38,9 @@ class EngineContainer:
             )
         self._engine = engines.chosen(wanted.engine)
         self.what = f"the container ({self._engine.name})"
-        id, folder, self._lock = boxes.make(self._engine.name)
+        name, folder, self._lock = boxes.make(self._engine.name)
         self._job = engines.Job(
-            id=id,
+            name=name,
             folder=folder,
             image=wanted.image,
             root=wanted.root,
@@ -88,7 +88,7 @@ class EngineContainer:
         return SystemCallError(f"{self.what} could not be started: {why[:1000]}", hint=hint)
 
     def close(self) -> None:
-        boxes.remove(self._engine, self._job.id, self._job.folder)
+        boxes.remove(self._engine, self._job.name, self._job.folder)
         os.close(self._lock)
 
 

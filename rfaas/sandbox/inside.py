@@ -79,7 +79,7 @@ def table(cpus: Sequence[int], bpf: bytes, functions: Sequence[ExportedFunction]
     return struct.pack(f"<{len(cpus)}i", *cpus) + bpf + names
 
 
-def send_task(
+def send_task(  # noqa: PLR0913 - a record, written out once
     sock: socket.socket,
     *,
     lanes: int,

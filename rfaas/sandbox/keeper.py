@@ -12,7 +12,6 @@ socket close.
 
 from __future__ import annotations
 
-import errno
 import mmap
 import os
 import resource
@@ -26,7 +25,7 @@ from typing import Protocol
 
 from rfaas.control.link import Link
 from rfaas.core.elf import ExportedFunction, read_functions
-from rfaas.errors import PeerLostError, RfaasError, SystemCallError, UsageError
+from rfaas.errors import PeerLostError, RfaasError, SystemCallError
 from rfaas.native._worker import adopt_orphans, die_with_parent
 from rfaas.proto.codec import names_page
 from rfaas.proto.messages import Error
@@ -50,7 +49,7 @@ class Container(Protocol):
         """The command line that runs the container in the foreground."""
 
     def become(self) -> None:
-        """In the process that is to be the engine, right before it is: its user, its descriptors."""
+        """In the process that is to be the engine, right before it is: its user."""
 
     def started(self, pid: int) -> None:
         """Its first process is `pid`, and waits for its task: the place to limit it."""
@@ -261,11 +260,10 @@ class _Keeper:
         container = self._container
         assert container is not None
         poller = select.poll()
-        for fd in (self._link.fileno(), self._wake, self._words):
-            poller.register(fd, select.POLLIN)
-        source = self._sock if self._sock is not None else container.listener
+        source = self._sock or container.listener
         assert source is not None
-        poller.register(source.fileno(), select.POLLIN)
+        for fd in (self._link.fileno(), self._wake, self._words, source.fileno()):
+            poller.register(fd, select.POLLIN)
         while True:
             ready = {fd for fd, _ in poller.poll()}
             if self._words in ready and not self._relay():
@@ -275,39 +273,41 @@ class _Keeper:
             if self._stopped:
                 self.status = signal.SIGKILL
                 return None
-            if source.fileno() in ready:
-                if self._sock is None:
-                    assert container.listener is not None
-                    self._sock = container.listener.accept()[0]
-                    poller.unregister(source.fileno())
-                    source = self._sock
-                    poller.register(source.fileno(), select.POLLIN)
-                    continue
-                said = inside.receive(self._sock)
-                if said is None:
-                    self._ended_early(container, wanted)
-                    return None
-                if said.kind == inside.ENDED:
-                    self.status = said.status
-                    return said if wanted == inside.ENDED else None
-                if said.kind in (inside.FAILED, inside.FAILED_LIBRARY):
-                    raise inside.error_of(said)
-                if said.kind == wanted:
+            if source.fileno() in ready and self._sock is None:
+                poller.unregister(source.fileno())
+                self._sock = source = source.accept()[0]
+                poller.register(source.fileno(), select.POLLIN)
+            elif source.fileno() in ready:
+                said = self._hear(wanted)
+                if said is None or said.kind == wanted:
                     return said
             if self._wake in ready:
                 with suppress(BlockingIOError):
                     os.read(self._wake, 4096)
                 if self._reap_engine():
-                    self._ended_early(container, wanted)
-                    return None
+                    return self._ended_early(wanted)
 
-    def _ended_early(self, container: Container, wanted: int) -> None:
+    def _hear(self, wanted: int) -> inside.Said | None:
+        """What the program says; None where the worker has ended and nobody waited for that."""
+        assert self._sock is not None
+        said = inside.receive(self._sock)
+        if said is None:
+            return self._ended_early(wanted)
+        if said.kind in (inside.FAILED, inside.FAILED_LIBRARY):
+            raise inside.error_of(said)
+        if said.kind == inside.ENDED:
+            self.status = said.status
+            return said if wanted == inside.ENDED else None
+        return said
+
+    def _ended_early(self, wanted: int) -> None:
         """The program or its engine is gone, and has not said how the worker ended."""
+        assert self._container is not None
         status = self._wait_for_engine()
         self._relay()
         if wanted == inside.HELLO:
             text = self._said.decode("utf-8", "replace").strip()
-            raise container.explain(status, text)
+            raise self._container.explain(status, text)
         # With its init: a limit of memory, or somebody's kill.
         self.status = status if os.WIFSIGNALED(status) else signal.SIGKILL
 
@@ -341,6 +341,8 @@ class _Keeper:
     _engine_status = 0
 
     def _wait_for_engine(self) -> int:
+        if self._sock is not None:
+            self._sock.close()
         give_up_at = time.monotonic() + END_TIMEOUT_S
         while not self._reap_engine():
             left_s = give_up_at - time.monotonic()
@@ -380,6 +382,3 @@ def not_installed(program: str, package: str) -> SystemCallError:
 def is_missing(status: int) -> bool:
     """Whether the engine's program could not be run at all."""
     return os.WIFEXITED(status) and os.WEXITSTATUS(status) == 127
-
-
-__all__ = ["CHANNEL_FD", "Container", "Kept", "UsageError", "errno", "fork", "keep"]

@@ -17,8 +17,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-LIBRARIES = ("libc.so.6", "libm.so.6", "libdl.so.2", "libpthread.so.0", "librt.so.1")
-LIBRARIES += ("libgcc_s.so.1", "libstdc++.so.6")
+LIBRARIES = (
+    *("libc.so.6", "libm.so.6", "libdl.so.2", "libpthread.so.0", "librt.so.1"),
+    *("libgcc_s.so.1", "libstdc++.so.6"),
+)
 OURS = {"x86_64": "amd64", "aarch64": "arm64"}[os.uname().machine]
 OTHER = {"amd64": "arm64", "arm64": "amd64"}[OURS]
 MEDIA = "application/vnd.oci.image"
@@ -27,11 +29,9 @@ MEDIA = "application/vnd.oci.image"
 def system_libraries() -> dict[str, bytes]:
     """What any function needs, by path in the image."""
     maps = Path("/proc/self/maps").read_text()
-    loader = next(
-        word for line in maps.splitlines() if "/ld-" in (word := line.split()[-1])
-    )
+    loader = next(word for line in maps.splitlines() if "/ld-" in (word := line.split()[-1]))
     text = subprocess.run(["ldconfig", "-p"], capture_output=True, text=True, check=True).stdout
-    known = {}
+    known: dict[str, str] = {}
     for line in text.splitlines():
         name, arrow, path = line.strip().partition(" => ")
         if arrow and "x86-64" in name + OURS.replace("amd64", "x86-64"):
@@ -72,9 +72,7 @@ def layer(files: Mapping[str, bytes], extra: Iterable[tarfile.TarInfo] = ()) -> 
 class Layout:
     """An image in a folder; `reference` is what a lease names it by."""
 
-    def __init__(
-        self, path: Path, layers: Iterable[bytes], architecture: str = OURS
-    ) -> None:
+    def __init__(self, path: Path, layers: Iterable[bytes], architecture: str = OURS) -> None:
         self.path = path
         (path / "blobs/sha256").mkdir(parents=True)
         (path / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')

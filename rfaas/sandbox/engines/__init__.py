@@ -27,7 +27,7 @@ NOBODY = 65534
 class Job(NamedTuple):
     """One container to run."""
 
-    id: str  # its name at the engine
+    name: str  # at the engine
     folder: str  # a private directory of its own, which goes with it
     image: str  # as the engine knows it
     root: str  # its unpacked tree, where the engine takes one; ""
@@ -63,7 +63,7 @@ class Engine(Protocol):
     def has(self, image: str, options: dict[str, str]) -> list[str]:
         """The command line that succeeds where the image is there already."""
 
-    def remove(self, id: str, folder: str) -> list[list[str]]:
+    def remove(self, name: str, folder: str) -> list[list[str]]:
         """The command lines that remove what a job has left, when it is surely dead."""
 
 
@@ -110,7 +110,7 @@ def missing(engine: Engine) -> RfaasError:
     how = f"as root: apt-get install {engine.package}" if engine.package else ""
     return SystemCallError(
         f"{engine.program}, which container.engine names, is not installed on this node",
-        hint=how or f"install it from its makers, or set container.engine to another ({engine.name})",
+        hint=how or f"install {engine.name} from its makers, or set container.engine to another",
     )
 
 

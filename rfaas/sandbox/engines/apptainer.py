@@ -43,7 +43,7 @@ class Apptainer:
     def has(self, image: str, options: dict[str, str]) -> list[str]:
         return []
 
-    def remove(self, id: str, folder: str) -> list[list[str]]:
+    def remove(self, name: str, folder: str) -> list[list[str]]:
         return []  # all of it ends with its processes
 
 

@@ -30,7 +30,7 @@ class Docker:
 
     def command(self, job: Job) -> list[str]:
         options = job.options
-        if options.get("docker_rdma_sriov") == "true":
+        if options.get("docker_rdma_sriov") == "yes":
             command = ["docker_rdma_sriov", "run", "--rm", "-i"]
             command += [f"--net={options['docker_network']}"]
             if address := options.get("docker_address"):
@@ -39,7 +39,7 @@ class Docker:
             command = ["docker", "run", "--rm", "-i", "--net=none"]
         if volume := options.get("docker_volume"):
             command += ["--volume", f"{volume}:/opt:ro"]
-        command += ["--name", job.id, "--pull=never", "--log-driver=none", "--hostname=rfaas"]
+        command += ["--name", job.name, "--pull=never", "--log-driver=none", "--hostname=rfaas"]
         command += ["--read-only", f"--tmpfs=/tmp:rw,nosuid,nodev,size={TMP_BYTES},mode=1777"]
         command += [f"--user={NOBODY}:{NOBODY}", "--cap-drop=ALL"]
         command += ["--security-opt=no-new-privileges", "--init=false"]
@@ -63,8 +63,8 @@ class Docker:
     def has(self, image: str, options: dict[str, str]) -> list[str]:
         return ["docker", "image", "inspect", "--format", "{{.Id}}", image]
 
-    def remove(self, id: str, folder: str) -> list[list[str]]:
-        return [["docker", "rm", "--force", id]]
+    def remove(self, name: str, folder: str) -> list[list[str]]:
+        return [["docker", "rm", "--force", name]]
 
 
 ENGINE = Docker()

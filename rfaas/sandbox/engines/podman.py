@@ -8,13 +8,16 @@ limits are given because it would else raise them, which takes a capability.
 
 from __future__ import annotations
 
+import os
 import resource
+import shutil
 
 from rfaas.sandbox.engines import NOBODY, PROGRAM, Job
 
 OPEN_FILES = 1024
 PROCESSES = 1024
 TMP_BYTES = 16 << 20
+HYBRID = "/sys/fs/cgroup/unified"
 
 
 class Podman:
@@ -27,7 +30,7 @@ class Podman:
     def command(self, job: Job) -> list[str]:
         return [
             *_podman(job.options),
-            *("run", "--rm", "--name", job.id, "--pull", "never", "--log-driver", "none"),
+            *("run", "--rm", "--name", job.name, "--pull", "never", "--log-driver", "none"),
             *("--network", "none", "--no-hosts", "--hostname", "rfaas"),
             *("--read-only", "--read-only-tmpfs=false", "--user", f"{NOBODY}:{NOBODY}"),
             *("--cap-drop", "all", "--security-opt", "no-new-privileges"),
@@ -45,20 +48,23 @@ class Podman:
         command = [*_podman(options), "pull"]
         if auth := options.get("registry_auth"):
             command += ["--authfile", auth]
-        if options.get("registry_insecure") == "true":
+        if options.get("registry_insecure") == "yes":
             command.append("--tls-verify=false")
         return [[*command, image]]
 
     def has(self, image: str, options: dict[str, str]) -> list[str]:
         return [*_podman(options), "image", "exists", image]
 
-    def remove(self, id: str, folder: str) -> list[list[str]]:
-        return [["podman", "rm", "--force", "--ignore", "--time", "0", id]]
+    def remove(self, name: str, folder: str) -> list[list[str]]:
+        return [["podman", "rm", "--force", "--ignore", "--time", "0", name]]
 
 
 def _podman(options: dict[str, str]) -> list[str]:
     command = ["podman", "--events-backend", "none", "--cgroup-manager", "cgroupfs"]
-    if runtime := options.get("podman_runtime"):
+    runtime = options.get("podman_runtime", "")
+    if not runtime and os.path.ismount(HYBRID) and shutil.which("runc"):
+        runtime = "runc"  # crun, its first choice, refuses hybrid cgroups
+    if runtime:
         command += ["--runtime", runtime]
     return command
 

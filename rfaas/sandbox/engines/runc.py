@@ -38,7 +38,7 @@ class Runc:
                 unmount = f'umount {HYBRID} && exec "$@"'
                 hide = ["unshare", "--mount", "--propagation", "private", "sh", "-c", unmount, "sh"]
                 command = hide + command
-        return [*command, "run", "--preserve-fds", "1", "--bundle", job.folder, job.id]
+        return [*command, "run", "--preserve-fds", "1", "--bundle", job.folder, job.name]
 
     def prepare(self, job: Job) -> None:
         with open(f"{job.folder}/config.json", "w") as file:
@@ -50,7 +50,7 @@ class Runc:
     def has(self, image: str, options: dict[str, str]) -> list[str]:
         return []
 
-    def remove(self, id: str, folder: str) -> list[list[str]]:
+    def remove(self, name: str, folder: str) -> list[list[str]]:
         return []  # its state is in the folder, and its processes end with their first
 
 
@@ -64,7 +64,7 @@ def config(job: Job, *, is_root: bool) -> dict[str, Any]:
         "rootfsPropagation": "private",
     }
     if is_root:
-        linux["cgroupsPath"] = f"/rfaas/{job.id}"
+        linux["cgroupsPath"] = f"/rfaas/{job.name}"
         linux["resources"] = {"devices": [{"allow": False, "access": "rwm"}]}
         linux["devices"] = []
     else:

@@ -24,7 +24,7 @@ class Sarus:
     def command(self, job: Job) -> list[str]:
         link = os.path.dirname(job.socket)
         return [
-            *("sarus", "run", f"--name={job.id}", "--workdir=/"),
+            *("sarus", "run", f"--name={job.name}", "--workdir=/"),
             f"--mount=type=bind,source={job.program},destination={SOCKET_PROGRAM}",
             f"--mount=type=bind,source={link},destination={SOCKET_FOLDER}",
             *(f"--entrypoint={SOCKET_PROGRAM}", job.image, socket_inside()),
@@ -39,8 +39,8 @@ class Sarus:
     def has(self, image: str, options: dict[str, str]) -> list[str]:
         return []  # `sarus images` lists tags: pulling what is there costs one question
 
-    def remove(self, id: str, folder: str) -> list[list[str]]:
-        return [["sarus", "kill", id]]
+    def remove(self, name: str, folder: str) -> list[list[str]]:
+        return [["sarus", "kill", name]]
 
 
 ENGINE = Sarus()
