@@ -5,7 +5,7 @@ PYTHON_IN_TREE := .venv/bin/python -I
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test softroce test-rdma check bench dist dist-binary sbom deb man completion clean distclean
+.PHONY: help build demo test softroce test-rdma check bench dist dist-zipapp dist-binary sbom deb man completion clean distclean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "make %-12s%s\n", $$1, $$2 }' Makefile
@@ -41,19 +41,21 @@ check: build man ## all that CI checks beside the tests: format, lint, types, wa
 bench: build ## measure everything (minutes); docs/benchmarks.md says what the figures mean
 	@for what in hot warm cold throughput payload; do ./rfaas.py bench $$what $(ARGS) || exit; done
 
-dist: build ## the one-file program, dist/rfaas, for each Python here; PYTHONS=... names them; ROOT=DIR
-	@$(if $(ROOT),RFAAS_SYSROOT=$(abspath $(ROOT))) $(PYTHON_IN_TREE) packaging/build_zipapp.py $(PYTHONS)
-	@$(MAKE) --no-print-directory sbom
+dist: dist-zipapp dist-binary ## both one-file programs, in dist/, the same bytes each time; ROOT=DIR
 
-dist-binary: build ## the one-file program for nodes without Python; ROOT=DIR: in an older Debian there
+dist-zipapp: build ## dist/rfaas, for nodes with Python: each of those here; PYTHONS=... names them
+	@$(if $(ROOT),RFAAS_SYSROOT=$(abspath $(ROOT))) $(PYTHON_IN_TREE) packaging/build_zipapp.py $(PYTHONS)
+	@$(PYTHON_IN_TREE) packaging/sbom.py dist/rfaas
+
+dist-binary: build ## dist/rfaas-linux-x86_64, for nodes without; ROOT=DIR: in an older Debian there
 	@$(PYTHON_IN_TREE) packaging/build_binary.py \
 	    $(if $(ROOT),--root $(ROOT) --python /opt/python/bin/python3)
-	@$(MAKE) --no-print-directory sbom
+	@$(PYTHON_IN_TREE) packaging/sbom.py dist/rfaas-linux-x86_64
 
 sbom: ## what each program in dist/ carries, as CycloneDX JSON beside it
 	@$(PYTHON_IN_TREE) packaging/sbom.py $(wildcard dist/rfaas dist/rfaas-linux-x86_64)
 
-deb: dist ## a Debian package of dist/rfaas with units, manual and completion
+deb: dist-zipapp ## a Debian package of dist/rfaas with units, manual and completion
 	@$(PYTHON_IN_TREE) packaging/build_deb.py
 
 man: build ## the manual, from the command line's parser: build/man

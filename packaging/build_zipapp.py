@@ -2,13 +2,14 @@
 
     .venv/bin/python packaging/build_zipapp.py [--output FILE] [PYTHON ...]
 
-Layout, in the order of the file; every member is stored, so that what the
-program reads is in the file as it is used:
+Layout, in the order of the file; what calls and roles use is stored, so that it is in
+the file as it is used, and everything else (not in HOT) is deflated:
 
     header                        boot/header.sh: picks a Python, which runs boot/boot.py
     __main__.py                   for `python3 dist/rfaas`
     LICENSE, licenses/, etc/, functions/libfunctions.so
     cp311/rfaas/native/_calls.so  native modules, for each version of Python
+    cp311/rfaas/admin/pack.pyc    code that few starts use
     cp311/...                     the code of that version, read and checked in one piece:
         rfaas-boot.pyc            boot/finder.py, the first to run
         rfaas/cli.pyc ...         UNCHECKED_HASH
@@ -25,14 +26,17 @@ import binascii
 import hashlib
 import marshal
 import os
+import re
 import struct
 import sys
 import tempfile
 import time
+import zlib
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # -I leaves it out
 sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
+import lean
 import parts
 from parts import TREE, WORK, BuildError, Python
 
@@ -48,6 +52,17 @@ file = os.path.abspath(__loader__.archive)
 os.execv(sys.executable, [sys.executable, "-I", "-S", "-c", {RUN!r}, file] + sys.argv[1:])
 """
 PACKAGE, MODULE, NATIVE, DATA = range(4)  # boot/finder.py
+COLD = 4  # likewise
+# What every `rfaas call`, and every role up to its main, imports: tests/packaging/test_start.py
+# holds this to it.  Also hot is all that lies in rfaas/ itself.
+HOT = re.compile(
+    r"""rfaas-(boot|cache) | rfaas(\.\w+)? | rfaas\.(client|roles\.client)(\..+)?
+    | rfaas\.control\.(link|sockets) | rfaas\.launch\.(embedded|local|service|zygote)
+    | rfaas\.native\._(calls|window) | rfaas\.proto\.(codec|messages|wire|worker_messages)
+    | rfaas\.transport\.(ring|shm)
+    | msgpack(\..+)? | msgspec(\.(_core|_utils|json|msgpack|structs|_version))?""",
+    re.VERBOSE,
+)
 PYC_HEADER_BYTES = 16  # PEP 552
 HEADER_BYTES_MAX = 4096  # boot/boot.py reads so much
 BYTES_MAX = 8 << 20
@@ -57,7 +72,7 @@ END = struct.Struct("<4s4H2LH")  # 4.3.16
 
 
 class Zip:
-    """A file that grows, and the zip in it: stored members, fixed modes and times."""
+    """A file that grows, and the zip in it: fixed modes and times."""
 
     def __init__(self, epoch: int) -> None:
         self.data = bytearray()
@@ -68,13 +83,23 @@ class Zip:
         self._date = t.tm_year - 1980 << 9 | t.tm_mon << 5 | t.tm_mday
 
     def add(self, name: str, content: bytes) -> int:
-        """Append a member; returns where its content begins."""
+        """Append a stored member; returns where its content begins."""
+        return self._add(name, content, content, 0)
+
+    def add_deflated(self, name: str, content: bytes) -> tuple[int, bytes]:
+        """Append a deflated one; returns where it begins, and what is there."""
+        press = zlib.compressobj(9, wbits=-15, memLevel=9)
+        deflated = press.compress(content) + press.flush()
+        return self._add(name, content, deflated, 8), deflated
+
+    def _add(self, name: str, content: bytes, stored: bytes, method: int) -> int:
         offset, encoded, crc = len(self.data), name.encode(), binascii.crc32(content)
-        size = len(content)
-        common = (10, 0, 0, self._time, self._date, crc, size, size, len(encoded), 0)
+        sizes = (len(stored), len(content))
+        version = 20 if method else 10  # that can read it
+        common = (version, 0, method, self._time, self._date, crc, *sizes, len(encoded), 0)
         self.data += LOCAL.pack(b"PK\3\4", *common) + encoded
         at = len(self.data)
-        self.data += content
+        self.data += stored
         mode = 0o100644 << 16
         self._directory += CENTRAL.pack(b"PK\1\2", 0x0314, *common, 0, 0, 0, mode, offset) + encoded
         self._count += 1
@@ -147,40 +172,67 @@ def add_version(
 ) -> tuple[int, int, str, int]:
     """One Python's modules; returns where their code is: offset, size, check, the index in it."""
     code, natives = modules(python)
-    with tempfile.TemporaryDirectory(dir=WORK) as folder:
-        checked = {f"native {name}": str(path) for name, path in natives.items()}
-        for name, (_, content) in data.items():
-            file = Path(folder, f"data-{binascii.hexlify(name.encode()).decode()}")
-            file.write_bytes(content)
-            checked[f"data {name}"] = str(file)
-        question = {"code": code, "checked": checked, "out": f"{folder}/out"}
-        answer = parts.ask(python, str(BOOT / "compile.py"), question)
-        checks = {name: bytes.fromhex(text) for name, text in answer["checks"].items()}
-        compiled = {name: Path(folder, "out", f"{name}.pyc").read_bytes() for name in code}
+    compiled = compile_all(python, code)
+    kinds = dict.fromkeys(natives, NATIVE)
+    for name, (source, _) in code.items():
+        kinds[name] = PACKAGE if source.endswith("/__init__.py") else MODULE
+    members = {name: _member(python, name, kind) for name, kind in kinds.items()}
 
-        index: dict[str, tuple[int, int, int, bytes]] = {
-            name: (DATA, at, len(content), checks[f"data {name}"])
-            for name, (at, content) in data.items()
-        }
-        for name, path in natives.items():
-            content = path.read_bytes()
-            at = archive.add(f"{python.tag}/{name.replace('.', '/')}.so", content)
-            index[name] = (NATIVE, at, len(content), checks[f"native {name}"])
-        boot = archive.add(f"{python.tag}/rfaas-boot.pyc", compiled.pop("rfaas-boot"))
-        start = boot + PYC_HEADER_BYTES
-        for name in sorted(compiled):
-            is_package = code[name][0].endswith("/__init__.py")
-            member = name.replace(".", "/") + ("/__init__.pyc" if is_package else ".pyc")
-            at = archive.add(f"{python.tag}/{member}", compiled[name]) + PYC_HEADER_BYTES - start
-            size = len(compiled[name]) - PYC_HEADER_BYTES
-            index[name] = (PACKAGE if is_package else MODULE, at, size, b"")
-        index_at = archive.add(f"{python.tag}/rfaas-index", marshal.dumps(index, 2)) - start
-        piece = bytes(archive.data[start:])
-        file = Path(folder, "piece")
-        file.write_bytes(piece)
-        again = {"code": {}, "checked": {"piece": str(file)}, "out": folder}
-        check = parts.ask(python, str(BOOT / "compile.py"), again)["checks"]["piece"]
-    return start, len(piece), check, index_at
+    # name: kind, offset in the file, what is there
+    placed = {name: (DATA, at, content) for name, (at, content) in data.items()}
+    for name in sorted(kinds):
+        content = compiled[name] if name in compiled else natives[name].read_bytes()
+        if not is_hot(name):
+            at, content = archive.add_deflated(members[name], content)
+            placed[name] = (COLD | kinds[name], at, content)
+        elif name in natives:
+            placed[name] = (NATIVE, archive.add(members[name], content), content)
+    checks = checks_of(python, {name: content for name, (_, _, content) in placed.items()})
+    index = {
+        name: (kind, at, len(content), checks[name]) for name, (kind, at, content) in placed.items()
+    }
+    boot = archive.add(f"{python.tag}/rfaas-boot.pyc", compiled.pop("rfaas-boot"))
+    start = boot + PYC_HEADER_BYTES
+    for name in sorted(compiled.keys() - placed.keys()):
+        at = archive.add(members[name], compiled[name]) + PYC_HEADER_BYTES - start
+        index[name] = (kinds[name], at, len(compiled[name]) - PYC_HEADER_BYTES, b"")
+    index_at = archive.add(f"{python.tag}/rfaas-index", marshal.dumps(index, 2)) - start
+    piece = bytes(archive.data[start:])
+    return start, len(piece), checks_of(python, {"piece": piece})["piece"].hex(), index_at
+
+
+def is_hot(name: str) -> bool:
+    """Whether starts use the module, so that it is kept as it is used."""
+    return HOT.fullmatch(name) is not None
+
+
+def _member(python: Python, name: str, kind: int) -> str:
+    suffix = {PACKAGE: "/__init__.pyc", MODULE: ".pyc", NATIVE: ".so"}[kind]
+    return f"{python.tag}/{name.replace('.', '/')}{suffix}"
+
+
+def compile_all(python: Python, code: dict[str, list[str]]) -> dict[str, bytes]:
+    """The .pyc of each module."""
+    with tempfile.TemporaryDirectory(dir=WORK) as folder:
+        for name, (source, shown) in code.items():
+            text = Path(source).read_text()
+            if (changed := lean.source_of(name, text)) != text:
+                Path(folder, f"{name}.py").write_text(changed)
+                code = code | {name: [f"{folder}/{name}.py", shown]}
+        question = {"code": code, "checked": {}, "out": folder}
+        parts.ask(python, str(BOOT / "compile.py"), question)
+        return {name: Path(folder, f"{name}.pyc").read_bytes() for name in code}
+
+
+def checks_of(python: Python, contents: dict[str, bytes]) -> dict[str, bytes]:
+    """The check of each, as that Python calculates it."""
+    with tempfile.TemporaryDirectory(dir=WORK) as folder:
+        files = {name: f"{folder}/{number}" for number, name in enumerate(contents)}
+        for name, content in contents.items():
+            Path(files[name]).write_bytes(content)
+        question = {"code": {}, "checked": files, "out": folder}
+        answer = parts.ask(python, str(BOOT / "compile.py"), question)
+    return {name: bytes.fromhex(text) for name, text in answer["checks"].items()}
 
 
 def modules(python: Python) -> tuple[dict[str, list[str]], dict[str, Path]]:

@@ -25,9 +25,22 @@ WORK = TREE / "build/dist"
 VERSIONS = ("3.10", "3.11", "3.12", "3.13")  # requires-python, as far as wheels are pinned for it
 CARRIED = ("msgpack", "msgspec")  # pinned in pyproject.toml; tomli where there is no tomllib
 TOMLI = "tomli"
+# rdma-core's own Python modules, for the one Python that this machine's Debian builds them for:
+# those that ours import.  It takes libibverbs of rdma-core 34 to 56; a node's own is preferred.
+PYVERBS = (
+    *("__init__", "addr", "base", "cmid", "cq", "device", "dmabuf", "enums", "flow", "mr", "pd"),
+    *("pyverbs_error", "qp", "srq", "utils", "wq", "wr", "xrcd"),
+)
+PYVERBS_FOLDER = Path("/usr/lib/python3/dist-packages/pyverbs")
+PYVERBS_METADATA = """\
+Name: pyverbs
+Version: {version}
+Summary: Python bindings for rdma-core
+License-Expression: GPL-2.0-only OR Linux-OpenIB
+"""
 PLATFORMS = ("manylinux2014_x86_64", "manylinux_2_17_x86_64", "manylinux_2_28_x86_64")
 DROPPED = ("fallback.py", "_cmsgpack.c")  # msgpack's own, in Python, for Pythons without the other
-LICENCE_NAME = re.compile("licen[cs]e|copying|notice|author", re.IGNORECASE)
+LICENCE_NAME = re.compile("licen[cs]e|copying|copyright|notice|author", re.IGNORECASE)
 LINK_FLAGS = "-Wl,--build-id=none,-z,noseparate-code"  # no id, no padding: 8 kB a module
 # Headers and libraries of an older system, such as the tree of packaging/old_root.sh: what is
 # compiled against its glibc runs with that one and all newer ones.
@@ -184,7 +197,38 @@ def wheels(python: Python) -> list[Path]:
     wanted = [f"{name}=={_pinned(name)}" for name in CARRIED]
     if python.version == "3.10":
         wanted.append(f"{TOMLI}=={_pinned(TOMLI)}")
-    return [_wheel(python, requirement) for requirement in wanted]
+    folders = [_wheel(python, requirement) for requirement in wanted]
+    return folders + ([pyverbs] if (pyverbs := _pyverbs(python)) else [])
+
+
+def _pyverbs(python: Python) -> Path | None:
+    """This machine's pyverbs, laid out as a wheel's folder; None where it has none for `python`."""
+    if not (PYVERBS_FOLDER / f"enums{python.suffix}").exists():
+        return None
+    command = ["dpkg-query", "-W", "-f", "${Version}", "python3-pyverbs"]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    if run.returncode:
+        raise BuildError(f"no package python3-pyverbs, and yet {PYVERBS_FOLDER}: {run.stderr}")
+    version = run.stdout.rpartition("-")[0]
+    folder = WORK / "wheels" / f"pyverbs-{version}-{python.tag}"
+    if folder.exists():
+        return folder
+    say(f"taking pyverbs {version} for Python {python.version} from this machine")
+    new = folder.with_suffix(".new")
+    shutil.rmtree(new, ignore_errors=True)
+    (new / "pyverbs").mkdir(parents=True)
+    for name in PYVERBS:
+        suffix = ".py" if (PYVERBS_FOLDER / f"{name}.py").exists() else python.suffix
+        shutil.copy(PYVERBS_FOLDER / f"{name}{suffix}", new / "pyverbs")
+    with (new / "pyverbs/__init__.py").open("a") as file:
+        file.write(f'__version__ = "{version}"\n')
+    info = new / f"pyverbs-{version}.dist-info"
+    info.mkdir()
+    info.joinpath("METADATA").write_text(PYVERBS_METADATA.format(version=version))
+    shutil.copy("/usr/share/doc/python3-pyverbs/copyright", info / "copyright")
+    strip(new)
+    new.rename(folder)
+    return folder
 
 
 def _pinned(name: str) -> str:
@@ -231,11 +275,7 @@ def licences(folders: list[Path]) -> dict[str, bytes]:
         for info in folder.glob("*.dist-info"):
             name = info.name.removesuffix(".dist-info")
             texts = [file for file in sorted(info.rglob("*")) if file.is_file()]
-            own = [
-                f
-                for f in texts
-                if re.search("licen[cs]e|copying|notice|author", f.name, re.IGNORECASE)
-            ]
+            own = [file for file in texts if LICENCE_NAME.search(file.name)]
             if not own:
                 raise BuildError(f"{name} brings no licence")
             found.update({f"licenses/{name}/{file.name}": file.read_bytes() for file in own})

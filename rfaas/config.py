@@ -61,6 +61,12 @@ Cores = Annotated[int, Meta(ge=1, le=65536)]
 Duration = Annotated[float, Meta(ge=0.1, le=_TEN_YEARS_S)]
 
 
+_LIBRARIES = (
+    "libc.so.6 libm.so.6 libdl.so.2 libpthread.so.0 librt.so.1 libgcc_s.so.1 libstdc++.so.6 "
+    "libgomp.so.1 libgfortran.so.5 libquadmath.so.0 libatomic.so.1 libz.so.1"
+)
+
+
 class Section(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Base of the sections."""
 
@@ -115,6 +121,10 @@ class SandboxConfig(Section, frozen=True):
 
     levels: Words = "all"
     degrade: Words = "cgroup landlock time"
+    libraries: Path = _LIBRARIES
+    processes: Annotated[int, Meta(ge=1, le=2**22)] = 64
+    open_files: Annotated[int, Meta(ge=32, le=2**20)] = 256
+    file_size: Size = 1 << 30
 
 
 class ContainerConfig(Section, frozen=True):

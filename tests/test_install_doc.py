@@ -15,8 +15,7 @@ from rfaas.commands import build_parser
 
 TREE = Path(__file__).resolve().parent.parent
 PAGE = (TREE / "docs/install.md").read_text()
-FRAGMENT = TREE / "docs/readme-copy-one-file.md"
-README = FRAGMENT if FRAGMENT.exists() else TREE / "README.md"
+README = (TREE / "README.md").read_text()
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -27,15 +26,15 @@ def commands(text: str) -> list[list[str]]:
     """The arguments of every command of ours in blocks of shell."""
     found = []
     for line in "".join(blocks(text, "sh")).splitlines():
-        plain = line.partition(" #")[0].partition(" > ")[0]
+        plain = line.partition(" #")[0].partition(" >")[0]
         if plain.startswith("scp "):
             continue
-        if match := re.search(r"(?:^|\s)(?:\./)?rfaas(?:-site)? (.*)$", plain):
+        if match := re.search(r"(?:^|\s)(?:\./|dist/)?rfaas(?:-site)? (.*)$", plain):
             found.append(shlex.split(match[1]))
     return found
 
 
-@pytest.mark.parametrize("text", [PAGE, README.read_text()], ids=["install.md", "readme"])
+@pytest.mark.parametrize("text", [PAGE, README], ids=["install.md", "readme"])
 def test_every_command_is_one(text: str) -> None:
     found = commands(text)
     assert len(found) >= 2

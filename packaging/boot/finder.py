@@ -1,9 +1,10 @@
 """The importer of the one-file program: code from memory, native modules from memory files.
 
-All Python code of this version of Python was read and checked as one piece, so
-what is imported later is what was checked, also when the file is replaced
-meanwhile or cannot be seen from inside a sandbox.  Native modules are read
-from the file when they are imported, each with a check of its own.
+The Python code that calls and roles run was read and checked as one piece, so what
+is imported later is what was checked, also when the file is replaced meanwhile or
+cannot be seen from inside a sandbox.  Native modules are read from the file when
+they are imported, each with a check of its own; so is what few starts use, which is
+deflated as well.
 
 Runs before anything is imported, so it uses only what is built into every
 Python.  A zip's own importer would cost 3 ms more and loads no native modules.
@@ -17,6 +18,9 @@ from _frozen_importlib import ModuleSpec
 MFD_CLOEXEC = 0x1  # memfd_create(2)
 MFD_NOEXEC_SEAL = 0x8  # may be mapped, not run: also where vm.memfd_noexec is 2; Linux 6.3
 PACKAGE, MODULE, NATIVE, DATA = range(4)
+COLD = 4  # beside PACKAGE, MODULE or NATIVE: a deflated member of its own
+PYC_HEADER_BYTES = 16  # PEP 552
+EX_UNAVAILABLE = 69
 
 
 class DamagedFileError(Exception):
@@ -26,8 +30,8 @@ class DamagedFileError(Exception):
 class Importer:
     """Finder and loader of everything in the file.
 
-    `index` has by name: kind, offset, size, check (of natives and data), where an
-    offset of code is one in `code` and any other is one in the file.
+    `index` has by name: kind, offset, size, check, where an offset of code that is not
+    cold is one in `code`, without a check, and any other is one in the file.
     """
 
     def __init__(self, path, code, index, boot):
@@ -40,9 +44,11 @@ class Importer:
         self._kept = {}
 
     def keep(self):
-        """Read native modules now: a role lives longer than its file may stay as it is."""
+        """Read all modules now: a role lives longer than its file may stay as it is."""
+        import zlib  # noqa: F401 - for later, where the standard library cannot be seen
+
         for name, (kind, offset, size, _) in self._index.items():
-            if kind == NATIVE:
+            if kind in (NATIVE, COLD | NATIVE, COLD | PACKAGE, COLD | MODULE):
                 self._kept[name] = self._bytes(name, offset, size)
 
     def find_spec(self, name, path=None, target=None):
@@ -50,7 +56,9 @@ class Importer:
         found = self._index.get(name)
         if found is None:
             return None
-        kind = found[0]
+        if path and not path[0].startswith(self.one_file):
+            return None  # of a package that was found elsewhere: a node's own pyverbs
+        kind = found[0] & ~COLD
         place = self.one_file + "/" + name.replace(".", "/")
         if kind == PACKAGE:
             spec = ModuleSpec(name, self, origin=place + "/__init__.py", is_package=True)
@@ -63,9 +71,11 @@ class Importer:
     def create_module(self, spec):
         """A native module is made by its library, any other by Python."""
         kind, offset, size, check = self._index[spec.name]
-        if kind in (PACKAGE, MODULE):
+        if kind & ~COLD != NATIVE:
             return None
         data = self._read(spec.name, offset, size, check)
+        if kind & COLD:
+            data = self._inflated(spec.name, data)
         try:
             return self._from_memory(spec.name, data)
         except DamagedFileError:
@@ -76,21 +86,26 @@ class Importer:
 
     def exec_module(self, module):
         """Run a module's code."""
-        kind, offset, _, _ = self._index[module.__name__]
-        if kind in (PACKAGE, MODULE):
-            exec(marshal.loads(self._code[offset:]), module.__dict__)
+        code = self.get_code(module.__name__)
+        if code is not None:
+            exec(code, module.__dict__)
         else:
             module.__file__ = module.__spec__.origin
             _imp.exec_dynamic(module)
 
     def is_package(self, name):
         """Whether the module has others in it."""
-        return self._index[name][0] == PACKAGE
+        return self._index[name][0] & ~COLD == PACKAGE
 
     def get_code(self, name):
         """A module's code, None for a native one."""
-        kind, offset, _, _ = self._index[name]
-        return marshal.loads(self._code[offset:]) if kind in (PACKAGE, MODULE) else None
+        kind, offset, size, check = self._index[name]
+        if kind in (PACKAGE, MODULE):
+            return marshal.loads(self._code[offset:])
+        if kind in (COLD | PACKAGE, COLD | MODULE):
+            data = self._inflated(name, self._read(name, offset, size, check))
+            return marshal.loads(memoryview(data)[PYC_HEADER_BYTES:])
+        return None
 
     def get_source(self, name):
         """Nothing: sources are not carried."""
@@ -99,7 +114,7 @@ class Importer:
         """A file that is carried beside the code, by "<this file>/<its path>"."""
         name = path[len(self.one_file) + 1 :] if path.startswith(self.one_file + "/") else path
         found = self._index.get(name) or self._index.get(name[:-3].replace("/", "."))
-        if found is None or found[0] in (PACKAGE, MODULE):
+        if found is None or found[0] != DATA:
             raise FileNotFoundError(2, "not carried in this file", path)
         return self._read(name, *found[1:])
 
@@ -110,6 +125,17 @@ class Importer:
                 f"{self.one_file} is damaged: {name} was cut off or altered\nhint: copy it again"
             )
         return data
+
+    def _inflated(self, name, data):
+        try:
+            from zlib import decompress
+        except ImportError:
+            sys.stderr.write(
+                f"rfaas: {name} is deflated, and {sys.executable} has no module zlib\n"
+                "hint: name another Python with RFAAS_PYTHON, or use rfaas-linux-x86_64\n"
+            )
+            sys.exit(EX_UNAVAILABLE)
+        return decompress(data, -15)
 
     def _bytes(self, name, offset, size):
         try:

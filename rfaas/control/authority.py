@@ -18,7 +18,7 @@ from msgspec.structs import replace
 
 from rfaas.clock import Clock
 from rfaas.control.aio import AsyncLink, connect, no_silent_end
-from rfaas.core.lease import Grant
+from rfaas.core.lease import Lease
 from rfaas.core.ledger import Ledger
 from rfaas.core.supervisor import Over
 from rfaas.core.tokens import KEY_BYTES, Claims, sign, verify
@@ -101,10 +101,14 @@ class OwnAuthority:
                     now,
                 )
                 wall_s = self._clock.wall_s()
-                return granted(grant, self._key, wall_s, request.id, image=request.image)
+                return granted(
+                    grant, self._node.address, self._key, wall_s, request.id, request.image
+                )
             case RenewLease():
                 grant = self._ledger.renew(request.lease, request.duration_s, now)
-                return granted(grant, self._key, self._clock.wall_s(), request.id)
+                return granted(
+                    grant, self._node.address, self._key, self._clock.wall_s(), request.id
+                )
             case ReleaseLease():
                 self._ledger.end(request.lease, "released", now)
                 return Done(id=request.id)
@@ -246,7 +250,7 @@ class ManagerAuthority:
 
 
 def granted(
-    grant: Grant, key: bytes, wall_s: float, request_id: int, image: str = ""
+    grant: Lease, address: str, key: bytes, wall_s: float, request_id: int, image: str = ""
 ) -> LeaseGranted:
     """The answer to a client, with the token that shows `grant` to its node."""
     claims = Claims(
@@ -266,7 +270,7 @@ def granted(
         id=request_id,
         lease=grant.lease,
         node=grant.node,
-        address=grant.address,
+        address=address,
         cores=grant.cores,
         memory_bytes=grant.memory_bytes,
         isolation=grant.isolation,

@@ -2,126 +2,100 @@
 
 A resource manager keeps one for many nodes; an executor that grants leases by
 itself keeps one for the node that it is.  The book knows no links, stores or
-clocks: each call says when it happens, in monotonic seconds, and `tick` says
-what ended because time passed.
+clocks: each call says when it happens, in monotonic seconds.  `tick` says what
+ended because time passed, `settle` what became of requests that waited.
 
     node     join -> up -> silent too long, or lose -> lost -> join -> up
+             drain: nothing new comes; undrain; remove, leave -> forgotten
              restore_node -> lost, but its leases stay for as long as an up
-             node may be silent; leave -> forgotten
-    lease    request -> live -> end, once, with one of lease.CAUSES
+             node may be silent
+    request  ask -> granted, refused, or waiting -> granted, refused, cancelled
+    lease    granted -> live -> end, once, with one of lease.CAUSES
+             revoke with notice: live, not renewable -> end
+    bundle   leases of several nodes that one request got: granted all or none,
+             renewed together; when one ends, all do
 
 Invariants, held by tests/core/test_ledger_properties.py: the cores and memory
 of a node's live leases never exceed what it has, and all is free again when
-all have ended; a lease is on one node; it ends once.
+all have ended; a lease is on one node; it ends once; no account holds more
+than its quota; a bundle is live as a whole or not at all.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, KeysView, Mapping
-from itertools import chain
+from collections.abc import Callable
+from typing import NamedTuple
 
-from rfaas.core.lease import CAUSES, LIVE, Ended, Grant, Lease
-from rfaas.core.placement import Node, place
-from rfaas.errors import CapacityError, LeaseEndedError, UnavailableError, UsageError
-from rfaas.proto.messages import LeaseReport, NodeReport, Usage
-
-CORES_MAX = 65536
-MEMORY_BYTES_MAX = 2**60
-NODES_MAX = 16384  # joining past it makes the node go that has been lost longest
-ENDED_MAX = 1024  # ended leases kept for display; the oldest go first
+from rfaas.core.book import CORES_MAX, MEMORY_BYTES_MAX, Book, check_amounts
+from rfaas.core.lease import CAUSES, Ask, Lease, Settled
+from rfaas.core.placement import ALL, Node, Part
+from rfaas.core.waiting import PASSED_MAX, Queue
+from rfaas.errors import CapacityError, LeaseEndedError, UsageError
+from rfaas.proto.messages import Usage
 
 
-class Ledger:
+class Quota(NamedTuple):
+    """What one account may hold at once; 0: no bound."""
+
+    cores_max: int = 0
+    leases_max: int = 0
+
+
+class Ledger(Book):
     """See the module's docstring.
 
     `heartbeat_s * missed_beats_max` is the silence after which a node is lost;
     an infinite heartbeat suits an executor, which cannot lose itself.
+
+    Args:
+        new_id: a random lease id, for the second and later parts of a bundle.  Without it
+            a lease is on one node.
     """
 
-    def __init__(self, heartbeat_s: float, missed_beats_max: int, duration_max_s: float) -> None:
-        self._silence_max_s = heartbeat_s * missed_beats_max
-        self._duration_max_s = duration_max_s
-        self._nodes: dict[str, Node] = {}
-        self._live: dict[str, Lease] = {}
-        self._ended: dict[str, Lease] = {}  # in order of ending
-        self._news: list[Ended] = []  # for the next tick
-        self._fence = 0
-        self._due_s = math.inf  # no later than the first deadline; renewals may leave it early
-        self._ticked_s = math.inf  # when `tick` last ran
-        self.away_s = self._silence_max_s / 2  # between two ticks, past which we were away
-
-    # Nodes
-
-    def join(
+    def __init__(
         self,
-        node: str,
-        address: str,
-        incarnation: str,
-        cores: int,
-        memory_bytes: int,
-        isolation: tuple[str, ...],
-        live: Collection[str],
-        now_s: float,
-    ) -> list[str]:
-        """A node offers itself, for the first time or again; it still serves `live`.
-
-        Returns those of `live` that it must no longer serve: unknown here,
-        ended, of another node, or more than it has room for.  Of the leases
-        that the book has on this node, all stay for the same incarnation (one
-        may be granted and not opened yet); for a new one those in `live` stay
-        and the next `tick` reports the others as node-lost.
-        """
-        _check_amounts(cores, memory_bytes)
-        known = self._nodes.get(node)
-        if known is None and len(self._nodes) >= NODES_MAX:
-            self._forget_lost(node)
-        joined = self._add_node(node, address, incarnation, cores, memory_bytes, isolation, now_s)
-        joined.state = "up"
-        held = [self._live[lease] for lease in known.leases] if known else []
-        for lease in sorted(held, key=lambda lease: lease.fence):
-            stays = lease.lease in live or (known and known.incarnation == incarnation)
-            if stays and joined.fits(lease.cores, lease.memory_bytes):
-                joined.take(lease.lease, lease.cores, lease.memory_bytes)
-            else:
-                self._news.append(self._close(lease, "node-lost", now_s))
-        return [lease for lease in live if lease not in joined.leases]
-
-    def beat(self, node: str, usage: Mapping[str, Usage], now_s: float) -> None:
-        """A node lives, and its leases have used this much so far.
-
-        Raises:
-            UnavailableError: the node has not joined, or was lost since.
-        """
-        known = self._nodes.get(node)
-        if known is None or known.state != "up":
-            raise UnavailableError(
-                f"node {node} is not up here, its leases have ended", hint="join again"
-            )
-        known.beat_at_s = now_s
-        known.silent_until_s = now_s + self._silence_max_s
-        for lease, used in usage.items():
-            found = self.find(lease)
-            if found is not None and found.node == node:
-                found.usage = used
-
-    def lose(self, node: str, now_s: float) -> list[Ended]:
-        """A node is gone but may come back: its leases end, it stays listed as lost."""
-        known = self._nodes.get(node)
-        if known is None:
-            return []
-        known.state = "lost"
-        known.silent_until_s = math.inf
-        held = [self._live[lease] for lease in sorted(known.leases)]
-        return [self._close(lease, "node-lost", now_s) for lease in held]
-
-    def leave(self, node: str, now_s: float) -> list[Ended]:
-        """A node is gone for good: its leases end and it is forgotten."""
-        ended = self.lose(node, now_s)
-        self._nodes.pop(node, None)
-        return ended
+        heartbeat_s: float,
+        missed_beats_max: int,
+        duration_max_s: float,
+        *,
+        quota: Quota = Quota(),  # noqa: B008 - a constant
+        new_id: Callable[[], str] | None = None,
+    ) -> None:
+        super().__init__(heartbeat_s, missed_beats_max)
+        self._duration_max_s = duration_max_s
+        self._quota = quota
+        self._new_id = new_id
+        self._queue = Queue()
 
     # Leases
+
+    def ask(self, ask: Ask, now_s: float) -> Lease | None:
+        """Lease what is asked for, now or later; call `tick` before, to free what is over.
+
+        Returns the lease, the first of its bundle, or None where the request waits: then
+        `settle` says what becomes of it.
+
+        Raises:
+            UsageError: an amount that no node could ever have.
+            CapacityError: no room now and it does not wait, or more than its quota ever.
+        """
+        self._check(ask)
+        over = self._over_quota(ask)
+        if not self._queue:
+            if not over and (lease := self._try(ask, now_s)) is not None:
+                return lease
+            if not ask.wait_s > 0 or self._never(ask):
+                raise over or self._refusal(ask)
+            self._queue.add(ask, now_s)
+            return None
+        # Others wait: who holds less than they do goes first, also if it would not wait.
+        self._queue.add(ask, now_s)
+        if settled := self._serve_queue(now_s, only=ask.lease):
+            return settled[0].granted
+        if ask.wait_s > 0 and not self._never(ask):
+            return None
+        self._queue.remove(ask.lease)
+        raise over or self._refusal(ask)
 
     def request(
         self,
@@ -132,40 +106,45 @@ class Ledger:
         isolation: str,
         lease_id: str,
         now_s: float,
-    ) -> Grant:
-        """Lease cores and memory of one node; call `tick` before, to free what is over.
-
-        Raises:
-            UsageError: an amount that no node could ever have.
-            CapacityError: no node has that now, or none has it at all.
-        """
-        _check_amounts(cores, memory_bytes)
-        self._check_duration(duration_s)
-        if self.find(lease_id) is not None:
-            raise UsageError(f"lease {lease_id[:8]} exists already")
-        node = place(self._nodes.values(), cores, memory_bytes, isolation)
-        node.take(lease_id, cores, memory_bytes)
-        lease = Lease(
+    ) -> Lease:
+        """As `ask`, on one node and without waiting."""
+        check_amounts(cores, memory_bytes)
+        ask = Ask(
             lease=lease_id,
             client=client,
-            node=node.node,
+            account=client,
             cores=cores,
             memory_bytes=memory_bytes,
-            isolation=isolation,
             duration_s=duration_s,
-            granted_at_s=now_s,
-            ends_at_s=now_s + duration_s,
-            fence=self._next_fence(),
+            isolation=isolation,
+            placement="node",
         )
-        self._live[lease_id] = lease
-        self._due_s = min(self._due_s, lease.ends_at_s)
-        return lease.grant(node.address)
+        lease = self.ask(ask, now_s)
+        assert lease is not None, "it does not wait"
+        return lease
 
-    def renew(self, lease: str, duration_s: float, now_s: float) -> Grant:
-        """Let a lease end `duration_s` from now instead.
+    def cancel(self, lease: str) -> bool:
+        """Whoever waits for that lease does so no more; False where nobody did."""
+        return self._queue.remove(lease) is not None
+
+    def settle(self, now_s: float) -> list[Settled]:
+        """Requests that have waited and do so no more: granted, or their time is up.
+
+        Cheap while nothing was freed, so call it after every event.
+        """
+        if not self._queue:
+            return []
+        settled = [
+            Settled(ask, None, self._refusal(ask, f" after {ask.wait_s:g} s of waiting"))
+            for ask in self._queue.overdue(now_s)
+        ]
+        return settled + (self._serve_queue(now_s) if self._freed else [])
+
+    def renew(self, lease: str, duration_s: float, now_s: float) -> Lease:
+        """Let a lease, and its bundle, end `duration_s` from now instead.
 
         Raises:
-            LeaseEndedError: it is over, or unknown.
+            LeaseEndedError: it is over, about to be, or unknown.
         """
         self._check_duration(duration_s)
         found = self.find(lease)
@@ -177,178 +156,189 @@ class Ledger:
                 f"{now_s - found.ends_at_s:.1f} s ago",
                 hint="request a new one",
             )
-        found.duration_s = duration_s
-        found.ends_at_s = now_s + duration_s
-        found.fence = self._next_fence()
-        self._due_s = min(self._due_s, found.ends_at_s)
-        return found.grant(self._nodes[found.node].address)
+        if found.ending:
+            raise LeaseEndedError(
+                f"lease {lease[:8]} on {found.node} is being ended: {found.ending} in "
+                f"{found.ends_at_s - now_s:.1f} s",
+                hint="request a new one",
+            )
+        for part in self.parts(found):
+            part.duration_s = duration_s
+            self._fence += 1
+            part.fence = self._fence
+            self._move_deadline(part, now_s + duration_s)
+        return found
+
+    def revoke(self, lease: str, notice_s: float, now_s: float) -> list[Lease]:
+        """End a lease and its bundle in `notice_s`, or sooner where they end by themselves.
+
+        Returns those to whom that is news; none where it is over, unknown or revoked with
+        shorter notice.  The next `tick` past the notice reports their ends.
+        """
+        found = self._live.get(lease)
+        if found is None:
+            return []
+        until_s = now_s + max(0.0, notice_s)
+        told = [part for part in self.parts(found) if not part.ending or part.ends_at_s > until_s]
+        for part in told:
+            part.ending = "revoked"
+            self._move_deadline(part, min(part.ends_at_s, until_s))
+        return told
 
     def end(self, lease: str, cause: str, now_s: float, usage: Usage | None = None) -> bool:
         """End a lease; True the first time, False where it is over or unknown.
 
         `usage` counts even when the lease is over: a node sends its last word
-        after the manager's.
+        after the manager's.  The next `tick` reports the rest of its bundle.
         """
         if cause not in CAUSES:
             raise UsageError(f"{cause!r} ends no lease, one of {', '.join(sorted(CAUSES))} does")
-        found = self.find(lease)
+        found = self._live.get(lease)
         if found is None:
+            found = self._ended.get(lease)
+            if found is not None and usage is not None:
+                found.usage = usage
             return False
         if usage is not None:
             found.usage = usage
-        if found.state != LIVE:
-            return False
         self._close(found, cause, now_s)
         return True
 
-    def tick(self, now_s: float) -> list[Ended]:
-        """What has ended by `now_s`: leases past their deadline, leases of silent nodes.
-
-        Cheap while nothing is due, so call it before every event, and more often
-        than each `away_s`.
-
-        Who ticks later than that was away itself (stopped, swapped out, on a paused
-        machine), and the beats of meanwhile wait unread: each node may then be silent
-        for as long again.  Leases get no such grace, though renewals may wait as well:
-        the node of a lease ends it by the deadline in its token, whether anybody is
-        here or not, and takes no later token for it.  What the book kept longer would
-        be a lease that nobody serves.
-        """
-        if now_s - self._ticked_s > self.away_s:
-            for node in self._nodes.values():
-                if node.silent_until_s < math.inf:  # up, or restored and about to join
-                    node.silent_until_s = now_s + self._silence_max_s
-        self._ticked_s = now_s
-        if now_s >= self._due_s:
-            for lease in [one for one in self._live.values() if one.ends_at_s <= now_s]:
-                self._news.append(self._close(lease, "expired", now_s))
-            for node in [one for one in self._nodes.values() if one.silent_until_s <= now_s]:
-                self._news += self.lose(node.node, now_s)
-            deadlines = chain(
-                (lease.ends_at_s for lease in self._live.values()),
-                (node.silent_until_s for node in self._nodes.values()),
-            )
-            self._due_s = min(deadlines, default=math.inf)
-        news, self._news = self._news, []
-        return news
-
-    # Restart
-
-    def restore_node(
-        self,
-        node: str,
-        address: str,
-        incarnation: str,
-        cores: int,
-        memory_bytes: int,
-        isolation: tuple[str, ...],
-        now_s: float,
-    ) -> None:
-        """Enter a node from a store: lost until it joins, its leases kept so long."""
-        self._add_node(node, address, incarnation, cores, memory_bytes, isolation, now_s)
-
-    def restore_lease(self, lease: Lease, now_s: float) -> None:
-        """Enter a lease from a store, live or ended, after its node.
-
-        One that its node has no room for ends: the next `tick` reports it.
-        """
-        self._fence = max(self._fence, lease.fence)
-        if lease.state != LIVE:
-            self._keep_ended(lease)
-            return
-        self._live[lease.lease] = lease
-        self._due_s = min(self._due_s, lease.ends_at_s)
-        node = self._nodes.get(lease.node)
-        if node is not None and node.fits(lease.cores, lease.memory_bytes):
-            node.take(lease.lease, lease.cores, lease.memory_bytes)
-        else:
-            self._news.append(self._close(lease, "node-lost", now_s))
-
-    def restore_fence(self, fence: int) -> None:
-        """Fences of grants to come are greater than this one."""
-        self._fence = max(self._fence, fence)
-
-    # Reports
-
-    def find(self, lease: str) -> Lease | None:
-        """The lease, live or lately ended."""
-        return self._live.get(lease) or self._ended.get(lease)
-
     @property
-    def names(self) -> KeysView[str]:
-        """The nodes that are known, up or lost."""
-        return self._nodes.keys()
+    def waiting(self) -> int:
+        """How many requests wait."""
+        return len(self._queue)
 
-    def nodes(self, now_s: float, after: str = "", most: int | None = None) -> list[NodeReport]:
-        """The nodes in order of name; a page of them is the `most` that follow `after`."""
-        names = sorted(name for name in self._nodes if name > after)[:most]
-        return [self._nodes[name].report(now_s) for name in names]
+    # Granting
 
-    def leases(
+    def _try(self, ask: Ask, now_s: float) -> Lease | None:
+        """Grant what was checked, if there is room."""
+        if ask.placement != "spread" or ask.cores == ALL or self._new_id is None:
+            node = self._index.best(ask.cores, ask.memory_bytes, ask.isolation)
+            if node is not None:
+                cores, memory_bytes = ask.cores or node.cores, ask.memory_bytes or node.memory_bytes
+                return self._place(ask, ask.lease, "", node, cores, memory_bytes, now_s)
+        first: Lease | None = None
+        parts = self._several(ask) or []
+        bundle = ask.lease if len(parts) > 1 else ""
+        for node, cores, memory_bytes in parts:
+            lease_id = self._new_id() if first is not None and self._new_id else ask.lease
+            lease = self._place(ask, lease_id, bundle, node, cores, memory_bytes, now_s)
+            first = first or lease
+        return first
+
+    def _several(self, ask: Ask) -> list[Part] | None:
+        if ask.placement == "node" or ALL in (ask.cores, ask.memory_bytes) or not self._new_id:
+            return None
+        spread = ask.placement == "spread"
+        return self._index.several(ask.cores, ask.memory_bytes, ask.isolation, spread)
+
+    def _place(
         self,
-        now_s: float,
-        all: bool = False,  # noqa: A002 - the word of ListLeases
-        after: str = "",
-        most: int | None = None,
-    ) -> list[LeaseReport]:
-        """The live leases, or `all` that are still known, in order of id; paged as `nodes`."""
-        shown = self._live | self._ended if all else self._live
-        ids = sorted(lease for lease in shown if lease > after)[:most]
-        return [shown[lease].report(now_s) for lease in ids]
-
-    # Private
-
-    def _forget_lost(self, joining: str) -> None:
-        lost = [node for node in self._nodes.values() if node.state == "lost" and not node.leases]
-        if not lost:
-            raise CapacityError(f"node {joining} cannot join: {NODES_MAX} nodes are the most")
-        del self._nodes[min(lost, key=lambda node: node.beat_at_s).node]
-
-    def _add_node(
-        self,
-        node: str,
-        address: str,
-        incarnation: str,
+        ask: Ask,
+        lease_id: str,
+        bundle: str,
+        node: Node,
         cores: int,
         memory_bytes: int,
-        isolation: tuple[str, ...],
         now_s: float,
-    ) -> Node:
-        added = Node(
-            node=node,
-            address=address,
-            incarnation=incarnation,
-            cores=cores,
-            memory_bytes=memory_bytes,
-            isolation=isolation,
-            state="lost",
-            beat_at_s=now_s,
-            silent_until_s=now_s + self._silence_max_s,
-            cores_free=cores,
-            memory_free_bytes=memory_bytes,
-        )
-        self._nodes[node] = added
-        self._due_s = min(self._due_s, added.silent_until_s)
-        return added
-
-    def _close(self, lease: Lease, cause: str, now_s: float) -> Ended:
-        del self._live[lease.lease]
-        node = self._nodes.get(lease.node)
-        if node is not None:
-            node.give(lease.lease, lease.cores, lease.memory_bytes)
-        lease.state = cause
-        lease.ends_at_s = min(lease.ends_at_s, now_s)
-        self._keep_ended(lease)
-        return Ended(lease.lease, lease.node, cause)
-
-    def _keep_ended(self, lease: Lease) -> None:
-        self._ended[lease.lease] = lease
-        if len(self._ended) > ENDED_MAX:
-            del self._ended[next(iter(self._ended))]
-
-    def _next_fence(self) -> int:
+    ) -> Lease:
+        node.take(lease_id, cores, memory_bytes)
         self._fence += 1
-        return self._fence
+        lease = Lease(
+            lease_id,
+            ask.client,
+            node.node,
+            cores,
+            memory_bytes,
+            ask.isolation,
+            ask.duration_s,
+            now_s,
+            now_s + ask.duration_s,
+            self._fence,
+            bundle,
+            ask.account,
+        )
+        self._enter(lease)
+        return lease
+
+    def _serve_queue(self, now_s: float, only: str = "") -> list[Settled]:
+        """Grant what fits now, in turn; of newcomers, that one `only`."""
+        settled: list[Settled] = []
+        served = True
+        while served:
+            served = False
+            passed = []
+            for waiting in self._queue.turns(self._cores_held):
+                ask = waiting.ask
+                if self._over_quota(ask):  # it waits for its own leases to end, not for others'
+                    continue
+                granted = None
+                if not only or ask.lease == only:
+                    granted = self._try(ask, now_s)
+                if granted is None:
+                    if waiting.passed >= PASSED_MAX and self._possible(ask):
+                        break
+                    passed.append(waiting)
+                    continue
+                self._queue.remove(ask.lease)
+                for other in passed:
+                    other.passed += 1
+                settled.append(Settled(ask, granted, None))
+                served = not only
+                break
+        if not only:
+            self._freed = False
+        return settled
+
+    def _cores_held(self, account: str) -> int:
+        held = self._held.get(account)
+        return held[0] if held else 0
+
+    def _check(self, ask: Ask) -> None:
+        if not (0 < ask.cores <= CORES_MAX and 0 < ask.memory_bytes <= MEMORY_BYTES_MAX):
+            check_amounts(
+                1 if ask.cores == ALL else ask.cores,
+                1 if ask.memory_bytes == ALL else ask.memory_bytes,
+            )
+        self._check_duration(ask.duration_s)
+        if self.find(ask.lease) is not None or ask.lease in self._queue:
+            raise UsageError(f"lease {ask.lease[:8]} exists already")
+
+    def _over_quota(self, ask: Ask) -> CapacityError | None:
+        cores_max, leases_max = self._quota
+        if not (cores_max or leases_max):
+            return None
+        cores, leases = self._held.get(ask.account, (0, 0))
+        wanted = ask.cores
+        if wanted == ALL:
+            idle = self._index.best(ALL, ask.memory_bytes, ask.isolation)
+            wanted = idle.cores if idle is not None else 1
+        if cores_max and cores + wanted > cores_max:
+            return CapacityError(
+                f"cannot lease {wanted} cores: {ask.account} holds {cores} of the {cores_max} "
+                "that one client may",
+                hint="release a lease, or ask for fewer cores",
+            )
+        if leases_max and leases >= leases_max:
+            return CapacityError(
+                f"cannot grant a lease: {ask.account} holds {leases}, the most that one client may",
+                hint="release a lease",
+            )
+        return None
+
+    def _never(self, ask: Ask) -> bool:
+        return 0 < self._quota.cores_max < ask.cores
+
+    def _possible(self, ask: Ask) -> bool:
+        """Whether the nodes that are up could take it if they were idle."""
+        one = ask.placement == "node" or self._new_id is None
+        return self._index.possible(ask.cores, ask.memory_bytes, ask.isolation, one)
+
+    def _refusal(self, ask: Ask, when: str = "") -> CapacityError:
+        one = ask.placement == "node" or self._new_id is None
+        refused = self._index.refusal(ask.cores, ask.memory_bytes, ask.isolation, one)
+        return CapacityError(refused.text + when, hint=refused.hint) if when else refused
 
     def _check_duration(self, duration_s: float) -> None:
         if not 0 < duration_s <= self._duration_max_s:  # refuses NaN, too
@@ -357,12 +347,3 @@ class Ledger:
                 f"{self._duration_max_s:g} s are allowed",
                 hint="a lease can be renewed as often as you like",
             )
-
-
-def _check_amounts(cores: int, memory_bytes: int) -> None:
-    for what, value, most in (
-        ("cores", cores, CORES_MAX),
-        ("bytes of memory", memory_bytes, MEMORY_BYTES_MAX),
-    ):
-        if not 1 <= value <= most:
-            raise UsageError(f"{value} {what} cannot be, 1 to {most} are allowed")

@@ -2,7 +2,8 @@
 
 pyverbs must match the node's libibverbs, so the distribution's (python3-pyverbs) is the one
 that works; an environment such as ours does not see it.  Its modules load into any Python
-of the same version, for that is what their names promise.
+of the same version, for that is what their names promise.  The one-file program carries
+one, for nodes that have none.
 """
 
 from __future__ import annotations
@@ -22,22 +23,27 @@ def load_pyverbs() -> str:
         ImportError: there is none for this Python, or libibverbs is missing.
     """
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    try:
+    # As launch/embedded.py finds out, which is above this layer.
+    is_carried = hasattr(globals().get("__loader__"), "one_file") or hasattr(sys, "frozen")
+    if is_carried and _load_from_places(version):
         import pyverbs.enums
-    except ModuleNotFoundError as error:
-        if error.name not in ("pyverbs", "pyverbs.enums"):
-            raise
-        sys.modules.pop("pyverbs", None)
-        for place in PLACES:
-            if _load_from(place.format(version=version)):
-                import pyverbs.enums  # noqa: PLC0415,RUF100 - found now
-
-                break
-        else:
-            raise ImportError(
-                f"there is no pyverbs for Python {version} (package python3-pyverbs)"
-            ) from None
+    else:
+        try:
+            import pyverbs.enums
+        except ModuleNotFoundError as error:
+            if error.name not in ("pyverbs", "pyverbs.enums"):
+                raise
+            sys.modules.pop("pyverbs", None)
+            if not _load_from_places(version):
+                raise ImportError(
+                    f"there is no pyverbs for Python {version} (package python3-pyverbs)"
+                ) from None
+            import pyverbs.enums  # noqa: PLC0415,RUF100 - found now
     return str(Path(pyverbs.enums.__file__).parent)
+
+
+def _load_from_places(version: str) -> bool:
+    return any(_load_from(place.format(version=version)) for place in PLACES)
 
 
 def _load_from(place: str) -> bool:

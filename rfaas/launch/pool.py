@@ -19,7 +19,13 @@ from rfaas.launch.libraries import Libraries
 from rfaas.launch.workers import WorkerProcess, Zygote, exit_text
 from rfaas.launch.zygote import Started
 from rfaas.proto.messages import StartWorker, Usage
-from rfaas.proto.worker_messages import ContainerTask, Limits, LoadLibrary, SpawnWorker
+from rfaas.proto.worker_messages import (
+    ContainerTask,
+    Limits,
+    LoadLibrary,
+    SpawnWorker,
+    WorkerDied,
+)
 
 PATIENCE_MIN_S = 0.05  # between two looks at what is ending, even with no stop_grace_s
 
@@ -131,7 +137,14 @@ class Pool:
         order = SpawnWorker(
             isolation=lease.claims.isolation,
             lease=request.lease,
-            limits=Limits(lanes=len(lease.cpus), memory_bytes=lease.claims.memory_bytes),
+            limits=Limits(
+                lanes=len(lease.cpus),
+                memory_bytes=lease.claims.memory_bytes,
+                shared_bytes=len(lease.cpus) * process.ring_bytes,
+                processes=self._node.processes,
+                open_files=self._node.open_files,
+                file_bytes=self._node.file_size,
+            ),
             cpus=lease.cpus,
             container=container,
         )
@@ -148,7 +161,7 @@ class Pool:
         try:
             await asyncio.wait_for(
                 process.start(
-                    self._zygote, order, task, library_fd, lambda s: self._died(worker, s)
+                    self._zygote, order, task, library_fd, lambda d: self._died(worker, d)
                 ),
                 self._config.load_timeout_s,
             )
@@ -240,9 +253,9 @@ class Pool:
             self._zygote.kill(process.pid)
         await process.gone.wait()
 
-    def _died(self, worker: Worker, status: int) -> None:
+    def _died(self, worker: Worker, death: WorkerDied | None) -> None:
         process = self._processes[worker.number]
-        text = f"the worker died: {exit_text(status)}" if status >= 0 else "its zygote is gone"
+        text = f"the worker died: {exit_text(death)}" if death else "its zygote is gone"
         log.info("lease %s: worker %d: %s", worker.lease[:8], process.pid, worker.reason or text)
         self._finish(worker, process, text)
 

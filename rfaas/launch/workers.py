@@ -50,8 +50,8 @@ class Zygote:
         self._pid = pid
         self._link = AsyncLink(sock, "the zygote")
         self._lost = lost
-        self._spawning: dict[int, asyncio.Future[tuple[int, asyncio.Future[int]]]] = {}
-        self._deaths: dict[int, asyncio.Future[int]] = {}
+        self._spawning: dict[int, asyncio.Future[tuple[int, asyncio.Future[WorkerDied]]]] = {}
+        self._deaths: dict[int, asyncio.Future[WorkerDied]] = {}
         self._levels: asyncio.Future[dict[str, tuple[Lack, ...]]]
         self._levels = asyncio.get_running_loop().create_future()
         self._next_id = 0
@@ -61,8 +61,8 @@ class Zygote:
         """The levels of isolation that there are, and what each lacks on this node."""
         return await asyncio.shield(self._levels)
 
-    async def spawn(self, order: SpawnWorker) -> tuple[int, asyncio.Future[int], AsyncLink]:
-        """A new worker: its process id, the future of its wait status, and its link."""
+    async def spawn(self, order: SpawnWorker) -> tuple[int, asyncio.Future[WorkerDied], AsyncLink]:
+        """A new worker: its process id, the future of its death, and its link."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self._next_id += 1
         answer = self._spawning[self._next_id] = asyncio.get_running_loop().create_future()
@@ -121,7 +121,7 @@ class Zygote:
                     if not answer.done():
                         answer.set_exception(from_wire(message.code, message.text, message.hint))
                 case WorkerDied():
-                    self._deaths.pop(message.pid).set_result(message.status)
+                    self._deaths.pop(message.pid).set_result(message)
 
 
 class WorkerProcess:
@@ -141,7 +141,7 @@ class WorkerProcess:
         self.rings_fd = -1
         self._account_fd = -1
         self._link: AsyncLink | None = None
-        self._death: asyncio.Future[int] | None = None
+        self._death: asyncio.Future[WorkerDied] | None = None
         self.gone = asyncio.Event()  # set by the executor when all that follows is done
 
     async def start(
@@ -150,9 +150,10 @@ class WorkerProcess:
         order: SpawnWorker,
         task: LoadLibrary,
         library_fd: int,
-        died: Callable[[int], None],
+        died: Callable[[WorkerDied | None], None],
     ) -> None:
-        """Fork the process and have it load the library; `died` gets its wait status.
+        """Fork the process and have it load the library; `died` gets its death, or
+        None where the zygote is gone.
 
         Raises:
             RfaasError: what the worker said.
@@ -162,7 +163,7 @@ class WorkerProcess:
         self._account_fd = ring.create_account(self.lanes)
         self.pid, self._death, self._link = await zygote.spawn(order)
         self._death.add_done_callback(
-            lambda death: died(-1 if death.exception() else death.result())
+            lambda death: died(None if death.exception() else death.result())
         )
         if self.doomed:
             zygote.kill(self.pid)
@@ -179,10 +180,8 @@ class WorkerProcess:
                         return
                 case _:
                     raise LibraryError(f"the worker sent {type(message).__name__} while loading")
-        status = await asyncio.shield(self._death)
-        raise WorkerCrashedError(
-            f"the worker died while it loaded the library: {exit_text(status)}"
-        )
+        death = await asyncio.shield(self._death)
+        raise WorkerCrashedError(f"the worker died while it loaded the library: {exit_text(death)}")
 
     def usage(self, allocated_ns: int, carried: Usage) -> Usage:
         """What its lease has used so far, on top of what earlier workers had."""
@@ -206,16 +205,17 @@ class WorkerProcess:
         self.rings_fd = self._account_fd = -1
 
 
-def exit_text(status: int) -> str:
-    """How a process ended, from its wait status, in words."""
-    if os.WIFSIGNALED(status):
-        number = os.WTERMSIG(status)
+def exit_text(death: WorkerDied) -> str:
+    """How a process ended, in words, and the limit that it ran into."""
+    why = f": {death.why}" if death.why else ""
+    if os.WIFSIGNALED(death.status):
+        number = os.WTERMSIG(death.status)
         try:
             name = signal.Signals(number).name
         except ValueError:
             name = f"signal {number}"
-        return f"killed by {name} ({signal.strsignal(number)})"
-    code = os.waitstatus_to_exitcode(status)
+        return f"killed by {name} ({signal.strsignal(number)}){why}"
+    code = os.waitstatus_to_exitcode(death.status)
     if code == PTHREAD_EXIT_STATUS:
         return "a function called pthread_exit()"
-    return f"it ended by itself with exit status {code}"
+    return f"it ended by itself with exit status {code}{why}"

@@ -14,7 +14,7 @@ import select
 import signal
 import socket
 import traceback
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import NamedTuple, NoReturn
 
@@ -63,7 +63,7 @@ def start(load: Callable[[], WorkerMain], node: SandboxConfig) -> Started:
     status = 70
     try:
         ours.detach()
-        _close_all_but({theirs.fileno()})
+        _close_all_but(theirs.fileno())
         # No signal: killed with the executor, it could not end what workers have started.
         _become_child(parent, "rfaas-zygote", 0)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # init and batch systems send it to all
@@ -162,25 +162,24 @@ def _reap(link: Link, workers: Workers) -> None:
         for stray in _strays(workers):
             _kill(stray)
         if worker is not None:
-            link.send(WorkerDied(pid=pid, status=worker.reaped(status)))
+            status, why = worker.reaped(status)
+            link.send(WorkerDied(pid=pid, status=status, why=why))
 
 
 def _start_worker(
     order: SpawnWorker, node: SandboxConfig, fd: int, worker_main: WorkerMain
 ) -> sandbox.Confined:
-    zygote = os.getpid()
-
-    def run(keep: Sequence[int]) -> NoReturn:
-        """What the new process does; in a process namespace of its own, it has no parent."""
+    def run(parent: int, prepare: Callable[[], None]) -> NoReturn:
+        """What the new process does."""
         status = 70
         try:
-            if os.getppid():
-                os.setsid()  # a group of its own, so that what it starts can be killed with it
+            os.setsid()  # a group of its own, so that what it starts can be killed with it
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             worker_link = Link(socket.socket(fileno=os.dup(fd)), "the executor")
-            _close_all_but({worker_link.fileno(), *keep})
-            _become_child(zygote, "rfaas-worker", signal.SIGKILL)
+            _close_all_but(worker_link.fileno())
+            _become_child(parent, "rfaas-worker", signal.SIGKILL)
+            prepare()
             status = worker_main(worker_link)
         except Exception:  # noqa: BLE001 - a worker has nobody above it
             traceback.print_exc()
@@ -201,7 +200,7 @@ def _become_child(parent: int, name: str, death_signal: int) -> None:
         os._exit(0)  # it died before we asked to be told
 
 
-def _close_all_but(keep: Collection[int]) -> None:
+def _close_all_but(keep: int) -> None:
     os.dup2(2, 1)  # what functions print must not mix with what we print
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
@@ -210,7 +209,7 @@ def _close_all_but(keep: Collection[int]) -> None:
     except OSError:  # no /proc: a bare chroot, hidepid
         others = list(range(3, DESCRIPTORS_MAX))
     for fd in others:
-        if fd > 2 and fd not in keep:
+        if fd > 2 and fd != keep:
             with suppress(OSError):
                 os.close(fd)
 

@@ -10,14 +10,12 @@
  */
 #define _GNU_SOURCE
 #include "inside.h"
+#include "jail.h"
 #include "lane.h"
 
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/capability.h>
-#include <linux/filter.h>
-#include <linux/seccomp.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -74,26 +72,15 @@ static void limit(const inside_task *task) {
     }
 }
 
-/* Whatever the engine left: no capability, none to be had by exec, no system call beside the
- * filter's. */
-static void confine(const inside_task *task, const uint8_t *filter) {
-    struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
-    struct __user_cap_data_struct none[2] = {{0, 0, 0}, {0, 0, 0}};
-    for (int capability = 0; capability <= CAP_LAST_CAP; capability++)
-        prctl(PR_CAPBSET_DROP, capability, 0, 0, 0); /* EPERM: we have none to drop it with */
-    prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
-    if (syscall(SYS_capset, &header, none))
-        refuse("give up capabilities");
-    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
-        refuse("set no_new_privs");
+/* Whatever the engine left: no capability, none to be had by exec, and no system call that
+ * level `sandbox` refuses. */
+static void confine(const inside_task *task) {
+    const char *what = "";
+    if (jail_drop(&what))
+        refuse(what);
     limit(task);
-    if (!task->filter_bytes)
-        return;
-    /* SAFETY: the table holds filter_bytes there, which `tabled` checked. */
-    struct sock_fprog program = {(unsigned short)(task->filter_bytes / sizeof(struct sock_filter)),
-                                 (struct sock_filter *)(uintptr_t)filter};
-    if (syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &program))
-        refuse("filter system calls");
+    if (task->filter == INSIDE_FILTER && jail_seccomp(0, &what))
+        refuse(what);
 }
 
 static lane_function *load(const inside_task *task, int fd, const char *name, const char *end) {
@@ -165,13 +152,13 @@ static void work(const inside_task *task, const int *fds, pid_t parent) {
     if (table == MAP_FAILED)
         refuse("map its task");
     const uint64_t cpus_bytes = task->lanes * sizeof(int32_t);
-    if (cpus_bytes + task->filter_bytes > task->table_bytes)
+    if (cpus_bytes > task->table_bytes)
         fail(INSIDE_FAILED, "the worker's task is cut off");
-    confine(task, table + cpus_bytes);
+    confine(task);
     now = monotonic_ns();
     done.steps_ns[0] = now - at, at = now;
     lane_function *functions =
-        load(task, fds[LIBRARY], (const char *)table + cpus_bytes + task->filter_bytes,
+        load(task, fds[LIBRARY], (const char *)table + cpus_bytes,
              (const char *)table + task->table_bytes);
     now = monotonic_ns();
     done.steps_ns[1] = now - at, at = now;

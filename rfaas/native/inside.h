@@ -14,14 +14,14 @@
 #define INSIDE_FDS 4
 #define INSIDE_TEXT_MAX 2048u /* of a message, and less than PIPE_BUF: it is written at once */
 #define INSIDE_LIMITS 8u      /* entries of rlimit[] */
-#define INSIDE_UNLIMITED UINT64_MAX
 
+enum { INSIDE_NO_FILTER, INSIDE_FILTER };
 enum { INSIDE_HELLO = 1, INSIDE_LOADED, INSIDE_FAILED, INSIDE_FAILED_LIBRARY, INSIDE_ENDED };
 
-/* The table, a memory file: int32 cpus[lanes], then filter[filter_bytes] (struct sock_filter),
- * then functions: each a byte for its ABI and its name with a NUL. */
+/* The table, a memory file: int32 cpus[lanes], then functions: each a byte for its ABI and its
+ * name with a NUL. */
 typedef struct {
-    uint32_t magic, lanes, functions, filter_bytes;
+    uint32_t magic, lanes, functions, filter; /* INSIDE_FILTER or 0 */
     int64_t hot_timeout_ms;
     uint64_t ring_bytes, table_bytes;
     struct {

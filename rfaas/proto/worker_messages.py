@@ -25,6 +25,7 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     lanes: Count = 0
     memory_bytes: Bytes = 0
+    shared_bytes: Bytes = 0  # of memory that it shares with its client, beside the other
     processes: Count = 0  # and threads
     open_files: Count = 0
     file_bytes: Bytes = 0
@@ -117,7 +118,8 @@ class KillWorker(Message, frozen=True):
 
 
 class WorkerDied(Message, frozen=True):
-    """A worker is gone; `status` as of waitpid(2)."""
+    """A worker is gone; `status` as of waitpid(2), `why` the limit that it ran into."""
 
     pid: Count
     status: int
+    why: Text = ""

@@ -41,7 +41,7 @@ from rfaas.config import ResourceManagerConfig
 from rfaas.control.aio import AsyncLink, listen
 from rfaas.control.authority import granted
 from rfaas.core import tokens
-from rfaas.core.lease import Ended, Grant
+from rfaas.core.lease import Ended, Lease
 from rfaas.core.ledger import Ledger
 from rfaas.errors import (
     InternalError,
@@ -360,13 +360,14 @@ class ResourceManager:
         if self._executors.get(node) is not peer:
             raise UnavailableError(f"node {node} has not joined on this link", hint="join again")
 
-    def _token(self, grant: Grant, request_id: int, image: str = "") -> messages.LeaseGranted:
+    def _token(self, grant: Lease, request_id: int, image: str = "") -> messages.LeaseGranted:
         node = self._keeper.node(grant.node)
         if node is None:
             raise InternalError(
                 f"lease {grant.lease[:8]} is on node {grant.node}, which has no key"
             )
-        return granted(grant, node.key, self._clock.wall_s(), request_id, image)
+        address, wall_s = self._ledger.address(grant.node), self._clock.wall_s()
+        return granted(grant, address, node.key, wall_s, request_id, image)
 
 
 async def run(

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple, NoReturn, Protocol, runtime_checkable
 
 from rfaas.errors import UsageError
-from rfaas.sandbox import bubblewrap, container, none, process
+from rfaas.sandbox import bubblewrap, container, none, process, sandbox
 
 if TYPE_CHECKING:
     from rfaas.config import SandboxConfig
@@ -27,15 +27,16 @@ if TYPE_CHECKING:
 class Birth(NamedTuple):
     """What a level needs to start one worker.
 
-    `run` is what the new process does: it never returns, and closes all descriptors but
-    the standard ones, `link_fd` and those that it is given to keep.  A level that starts another
-    program passes `link_fd` on instead: `roles.worker.run` is what has to happen to it in there.
+    `run` is what the new process does and never returns from.  It is given the process id of
+    its parent, as the process sees it, and what to do once all descriptors but the standard ones
+    and the link are closed.  A level that starts another program passes `link_fd` on instead:
+    `roles.worker.run` is what has to happen to it in there.
     """
 
     order: SpawnWorker
     node: SandboxConfig
     link_fd: int
-    run: Callable[[Sequence[int]], NoReturn]
+    run: Callable[[int, Callable[[], None]], NoReturn]
 
 
 class Confined(Protocol):
@@ -49,10 +50,11 @@ class Confined(Protocol):
     def limit(self, limits: Limits, cpus: Sequence[int]) -> None:
         """Set the limits of one that waited in a pool."""
 
-    def reaped(self, status: int) -> int:
+    def reaped(self, status: int) -> tuple[int, str]:
         """`pid` was reaped with this wait status: remove what is left of it, its cgroup too.
 
-        Returns the wait status of the worker itself, where `pid` was only its keeper.
+        Returns the wait status of the worker itself, where `pid` was only its keeper, and which
+        limit it ran into, in words, or "".
         """
 
 
@@ -95,9 +97,10 @@ class Kept(Protocol):
         """In the process that `start` forked, instead of `enter`: run the worker in there."""
 
 
-LEVELS: dict[str, Level] = {
-    one.name: one for one in (none.LEVEL, process.LEVEL, bubblewrap.LEVEL, container.LEVEL)
-}
+_ALL: tuple[Level, ...] = (  # the weakest first
+    *(none.LEVEL, process.LEVEL, sandbox.LEVEL, bubblewrap.LEVEL, container.LEVEL),
+)
+LEVELS = {one.name: one for one in _ALL}
 
 
 def level(name: str) -> Level:

@@ -8,7 +8,6 @@ Run by root, bwrap becomes the user nobody first: not even the owner of its file
 from __future__ import annotations
 
 import os
-import resource
 import shutil
 import socket
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from rfaas.errors import RfaasError, SystemCallError
 from rfaas.proto.worker_messages import Lack
-from rfaas.sandbox import inside, keeper
+from rfaas.sandbox import cgroups, inside, keeper
 
 if TYPE_CHECKING:
     from rfaas.config import SandboxConfig
@@ -39,8 +38,9 @@ class Bubblewrap:
     channel = str(keeper.CHANNEL_FD)
     listener: socket.socket | None = None
 
-    def __init__(self, order: SpawnWorker) -> None:
-        self._order = order
+    def __init__(self, order: SpawnWorker, group: cgroups.Group | None) -> None:
+        self.group = group
+        self.limits = keeper.rlimits(order.limits)
 
     def command(self) -> Sequence[str]:
         """As bwrap(1) describes it; the order matters: later mounts cover earlier ones."""
@@ -68,15 +68,6 @@ class Bubblewrap:
             os.setresgid(NOBODY, NOBODY, NOBODY)
             os.setresuid(NOBODY, NOBODY, NOBODY)
 
-    def started(self, pid: int) -> None:
-        pass
-
-    def bpf(self) -> bytes:
-        return b""
-
-    def limits(self) -> Sequence[tuple[int, int]]:
-        return [(resource.RLIMIT_CORE, 0)]
-
     def explain(self, status: int, text: str) -> RfaasError:
         if keeper.is_missing(status):
             return SystemCallError("bwrap is not installed on this node", hint=INSTALL)
@@ -96,22 +87,25 @@ class BubblewrapLevel:
     name = "bubblewrap"
     trusted = False
     _order: SpawnWorker  # in a keeper: what it was started for
+    _group: cgroups.Group | None
 
     def lacks(self, node: SandboxConfig) -> list[Lack]:
         if shutil.which("bwrap") is None:
             return [Lack("bwrap", "bwrap is not installed", INSTALL)]
-        return []
+        return cgroups.lacks()
 
     def start(self, birth: Birth) -> keeper.Kept:
-        self._order = birth.order
-        return keeper.fork(birth.run)
+        def prepare(group: cgroups.Group | None) -> None:
+            self._order, self._group = birth.order, group
+
+        return keeper.start(birth, prepare)
 
     def enter(self, limits: Limits, degrade: Sequence[str] = ()) -> None:
         raise SystemCallError("level bubblewrap is entered by bwrap, not by the worker")
 
     def keep(self, link: Link, task: LoadLibrary) -> int:
         """In the new process: be its keeper."""
-        return keeper.keep(link, task, lambda: Bubblewrap(self._order))
+        return keeper.keep(link, task, lambda: Bubblewrap(self._order, self._group))
 
 
 LEVEL = BubblewrapLevel()

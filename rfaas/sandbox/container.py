@@ -9,7 +9,6 @@ to but a small /tmp, no devices.
 from __future__ import annotations
 
 import os
-import resource
 import shutil
 import socket
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from rfaas.errors import RfaasError, SystemCallError, UsageError
 from rfaas.proto.worker_messages import Lack
-from rfaas.sandbox import boxes, engines, keeper
+from rfaas.sandbox import boxes, cgroups, engines, keeper
 
 if TYPE_CHECKING:
     from rfaas.config import SandboxConfig
@@ -29,7 +28,9 @@ if TYPE_CHECKING:
 class EngineContainer:
     """One container of an engine: see `keeper.Container`."""
 
-    def __init__(self, order: SpawnWorker) -> None:
+    def __init__(self, order: SpawnWorker, group: cgroups.Group | None) -> None:
+        self.group = group
+        self.limits = keeper.rlimits(order.limits)
         wanted = order.container
         if wanted is None:
             raise UsageError(
@@ -66,15 +67,6 @@ class EngineContainer:
     def become(self) -> None:
         pass
 
-    def started(self, pid: int) -> None:
-        pass
-
-    def bpf(self) -> bytes:
-        return b""
-
-    def limits(self) -> Sequence[tuple[int, int]]:
-        return [(resource.RLIMIT_CORE, 0)]
-
     def explain(self, status: int, text: str) -> RfaasError:
         if keeper.is_missing(status) and not text:
             return engines.missing(self._engine)
@@ -98,25 +90,28 @@ class ContainerLevel:
     name = "container"
     trusted = False
     _order: SpawnWorker  # in a keeper: what it was started for
+    _group: cgroups.Group | None
 
     def lacks(self, node: SandboxConfig) -> list[Lack]:
         boxes.sweep()
         programs = [engine.program for engine in engines.table().values()]
         if any(map(shutil.which, programs)):
-            return []
+            return cgroups.lacks()
         text = f"none of {', '.join(programs)} is installed"
         return [Lack("engine", text, "as root: apt-get install runc skopeo")]
 
     def start(self, birth: Birth) -> keeper.Kept:
-        self._order = birth.order
-        return keeper.fork(birth.run)
+        def prepare(group: cgroups.Group | None) -> None:
+            self._order, self._group = birth.order, group
+
+        return keeper.start(birth, prepare)
 
     def enter(self, limits: Limits, degrade: Sequence[str] = ()) -> None:
         raise SystemCallError("level container is entered by an engine, not by the worker")
 
     def keep(self, link: Link, task: LoadLibrary) -> int:
         """In the new process: be its keeper."""
-        return keeper.keep(link, task, lambda: EngineContainer(self._order))
+        return keeper.keep(link, task, lambda: EngineContainer(self._order, self._group))
 
 
 LEVEL = ContainerLevel()

@@ -28,13 +28,14 @@ class Forked:
     def limit(self, limits: Limits, cpus: Sequence[int]) -> None:
         """Nothing: it limits itself when it gets its task."""
 
-    def reaped(self, status: int) -> int:
-        return status
+    def reaped(self, status: int) -> tuple[int, str]:
+        return status, ""
 
 
 def fork(birth: Birth) -> Forked:
     """Fork the worker.  Raises OSError where it cannot be."""
+    parent = os.getpid()
     pid = os.fork()
     if not pid:
-        birth.run(())
+        birth.run(parent, lambda: None)
     return Forked(pid)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 MAGIC = 0x31495352
 HELLO, LOADED, FAILED, FAILED_LIBRARY, ENDED = range(1, 6)
 LIMITS = 8
+FILTER = 1
 TEXT_MAX = 2048
 STEPS = ("confine", "load", "start_lanes")
 
@@ -73,18 +74,17 @@ def listener(path: str) -> socket.socket:
     return sock
 
 
-def table(cpus: Sequence[int], bpf: bytes, functions: Sequence[ExportedFunction]) -> bytes:
-    """What does not fit into the task: processors of lanes, filter, names of functions."""
+def table(cpus: Sequence[int], functions: Sequence[ExportedFunction]) -> bytes:
+    """What does not fit into the task: processors of lanes, names of functions."""
     names = b"".join(bytes([one.abi]) + one.name.encode() + b"\0" for one in functions)
-    return struct.pack(f"<{len(cpus)}i", *cpus) + bpf + names
+    return struct.pack(f"<{len(cpus)}i", *cpus) + names
 
 
-def send_task(  # noqa: PLR0913 - a record, written out once
+def send_task(
     sock: socket.socket,
     *,
     lanes: int,
     functions: int,
-    filter_bytes: int,
     hot_timeout_ms: int,
     ring_bytes: int,
     table_bytes: int,
@@ -97,9 +97,7 @@ def send_task(  # noqa: PLR0913 - a record, written out once
         limits: (resource, value) for setrlimit(2), at most LIMITS.
         fds: library, rings, accounting page, table; lent.
     """
-    head = _TASK.pack(
-        MAGIC, lanes, functions, filter_bytes, hot_timeout_ms, ring_bytes, table_bytes
-    )
+    head = _TASK.pack(MAGIC, lanes, functions, FILTER, hot_timeout_ms, ring_bytes, table_bytes)
     entries = [_LIMIT.pack(resource, 1, value) for resource, value in limits]
     entries += [bytes(_LIMIT.size)] * (LIMITS - len(entries))
     control = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds).tobytes())]

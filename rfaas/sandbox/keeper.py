@@ -21,16 +21,22 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from rfaas.control.link import Link
 from rfaas.core.elf import ExportedFunction, read_functions
 from rfaas.errors import PeerLostError, RfaasError, SystemCallError
 from rfaas.native._worker import adopt_orphans, die_with_parent
+from rfaas.paths import system_text
 from rfaas.proto.codec import names_page
 from rfaas.proto.messages import Error
 from rfaas.proto.worker_messages import LibraryLoaded, LoadLibrary
-from rfaas.sandbox import inside
+from rfaas.sandbox import cgroups, inside
+from rfaas.sandbox import limits as limits_of
+
+if TYPE_CHECKING:
+    from rfaas.proto.worker_messages import Limits
+    from rfaas.sandbox import Birth
 
 CHANNEL_FD = 3  # the program's end of its socket
 END_TIMEOUT_S = 1.5  # for an engine to go by itself, once its container is gone
@@ -39,26 +45,22 @@ LINE_BYTES = 64 * 1024
 
 
 class Container(Protocol):
-    """One container to be: how to start it, and how to be sure that it is gone."""
+    """One container to be: how to start it, and how to be sure that it is gone.
+
+    `group` has the control groups of all in there, `limits` what its worker puts on itself.
+    """
 
     what: str  # for messages: "bubblewrap", "the container (podman)"
     channel: str  # where the program finds its keeper: "3" inherited, or a socket's path inside
     listener: socket.socket | None  # of that path
+    group: cgroups.Group | None
+    limits: list[tuple[int, int]]  # for setrlimit(2)
 
     def command(self) -> Sequence[str]:
         """The command line that runs the container in the foreground."""
 
     def become(self) -> None:
         """In the process that is to be the engine, right before it is: its user."""
-
-    def started(self, pid: int) -> None:
-        """Its first process is `pid`, and waits for its task: the place to limit it."""
-
-    def bpf(self) -> bytes:
-        """The filter of system calls that the worker puts on itself; b"": the engine's is all."""
-
-    def limits(self) -> Sequence[tuple[int, int]]:
-        """Of setrlimit(2), that the worker puts on itself."""
 
     def explain(self, status: int, text: str) -> RfaasError:
         """The engine ended before the worker was there: why, from its words."""
@@ -70,32 +72,66 @@ class Container(Protocol):
 class Kept:
     """A keeper as the zygote sees it: see `sandbox.Confined`."""
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, group: cgroups.Group | None, limits: Limits) -> None:
         self.pid = pid
+        self._group = group
+        self._limits = limits
 
     def kill(self) -> None:
         """Ask it to take its container away; it cannot be made to wait by what is in there."""
         with suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGTERM)
 
-    def limit(self, limits: object, cpus: Sequence[int]) -> None:
+    def limit(self, limits: Limits, cpus: Sequence[int]) -> None:
         """Nothing: containers do not wait in a pool."""
 
-    def reaped(self, status: int) -> int:
-        return status
+    def reaped(self, status: int) -> tuple[int, str]:
+        """What the keeper ended as, its worker did."""
+        why = ""
+        if self._group is not None:
+            why = self._group.reached(self._limits)
+            self._group.kill()  # where the keeper was killed itself
+            self._group.remove()
+        return status, why
 
 
-def fork(run: Callable[[Sequence[int]], object]) -> Kept:
-    """Fork a keeper; `run` as of `sandbox.Birth`.  Raises OSError where it cannot be."""
+def start(birth: Birth, prepare: Callable[[cgroups.Group | None], None]) -> Kept:
+    """Fork a keeper.
+
+    Args:
+        prepare: called in it, with the control groups that its container is to be in.
+
+    Raises:
+        OSError: it cannot be forked.
+        SystemCallError: no control group can be made, though some can.
+    """
+    limits = birth.order.limits
+    try:
+        group = cgroups.of_node().make()
+        if group is not None:
+            group.limit(limits, birth.order.cpus)
+    except OSError as error:
+        raise SystemCallError(f"cannot limit a worker: {system_text(error)}") from None
     # Blocked until it is ready to hear: an order to stop that comes early is kept.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    zygote = os.getpid()
     try:
         pid = os.fork()
         if not pid:
-            run(())
+            birth.run(zygote, lambda: prepare(group))
+    except OSError:
+        if group is not None:
+            group.remove()
+        raise
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    return Kept(pid)
+    return Kept(pid, group, limits)
+
+
+def rlimits(limits: Limits) -> list[tuple[int, int]]:
+    """Of setrlimit(2), what the worker inside puts on itself."""
+    whole = bool(cgroups.of_node().why)
+    return [(kind, value) for _, kind, value in limits_of.wanted(limits, whole=whole)]
 
 
 def keep(link: Link, task: LoadLibrary, make: Callable[[], Container]) -> int:
@@ -159,7 +195,8 @@ class _Keeper:
         hello = self._next(inside.HELLO)
         if hello is None:
             return
-        container.started(hello.pid)
+        if container.group is not None:  # it waits for its task, and has started nothing
+            container.group.join(hello.pid)
         steps = {"engine": time.monotonic_ns() - begun}
         self._hand_over(container, functions, (library_fd, rings_fd, account_fd))
         loaded = self._next(inside.LOADED)
@@ -185,6 +222,8 @@ class _Keeper:
         container = self._container
         if container is not None and container.listener is not None:
             container.listener.close()
+        if container is not None and container.group is not None:
+            container.group.kill()
         if self._engine:
             self._wait_for_engine()
         if container is not None:
@@ -230,8 +269,7 @@ class _Keeper:
     ) -> None:
         assert self._sock is not None
         task = self._task
-        bpf = container.bpf()
-        table = inside.table(task.cpus, bpf, functions)
+        table = inside.table(task.cpus, functions)
         table_fd = os.memfd_create("rfaas-task", os.MFD_CLOEXEC)
         try:
             os.write(table_fd, table)
@@ -239,11 +277,10 @@ class _Keeper:
                 self._sock,
                 lanes=len(task.cpus),
                 functions=len(functions),
-                filter_bytes=len(bpf),
                 hot_timeout_ms=task.hot_timeout_ms,
                 ring_bytes=task.ring_bytes,
                 table_bytes=len(table),
-                limits=container.limits(),
+                limits=container.limits,
                 fds=(*fds, table_fd),
             )
         except ConnectionError:
@@ -285,14 +322,16 @@ class _Keeper:
                 with suppress(BlockingIOError):
                     os.read(self._wake, 4096)
                 if self._reap_engine():
-                    return self._ended_early(wanted)
+                    self._ended_early(wanted)
+                    return None
 
     def _hear(self, wanted: int) -> inside.Said | None:
         """What the program says; None where the worker has ended and nobody waited for that."""
         assert self._sock is not None
         said = inside.receive(self._sock)
         if said is None:
-            return self._ended_early(wanted)
+            self._ended_early(wanted)
+            return None
         if said.kind in (inside.FAILED, inside.FAILED_LIBRARY):
             raise inside.error_of(said)
         if said.kind == inside.ENDED:

@@ -26,10 +26,14 @@ class NodeRecord(Struct, frozen=True, kw_only=True):
     memory_bytes: int
     isolation: tuple[str, ...]
     key: bytes
+    draining: bool = False
 
 
 class LeaseRecord(Struct, frozen=True, kw_only=True):
-    """A lease; `ends_at_s` is its deadline and, once `state` is not live, when it ended."""
+    """A lease; `ends_at_s` is its deadline and, once `state` is not live, when it ended.
+
+    The rest is as in `core.lease.Lease`.
+    """
 
     lease: str
     client: str
@@ -41,6 +45,9 @@ class LeaseRecord(Struct, frozen=True, kw_only=True):
     granted_at_s: float
     ends_at_s: float
     fence: int
+    bundle: str = ""
+    account: str = ""
+    ending: str = ""
     state: str = LIVE
     usage: Usage = Usage()
 

@@ -12,8 +12,9 @@ import logging
 from contextlib import suppress
 
 from rfaas.clock import Clock
+from rfaas.core.book import ENDED_MAX
 from rfaas.core.lease import LIVE, Lease
-from rfaas.core.ledger import ENDED_MAX, Ledger
+from rfaas.core.ledger import Ledger
 from rfaas.errors import SystemCallError
 from rfaas.store import LeaseRecord, NodeRecord, Store
 
@@ -47,6 +48,7 @@ class Keeper:
                 memory_bytes=node.memory_bytes,
                 isolation=node.isolation,
                 now_s=now_s,
+                draining=node.draining,
             )
         for lease in sorted(stored.leases, key=lambda lease: lease.ends_at_s):
             self._ledger.restore_lease(_lease(lease, since_1970_s, now_s), now_s)
@@ -127,6 +129,9 @@ def _record(lease: Lease, since_1970_s: float) -> LeaseRecord:
         granted_at_s=lease.granted_at_s + since_1970_s,
         ends_at_s=lease.ends_at_s + since_1970_s,
         fence=lease.fence,
+        bundle=lease.bundle,
+        account=lease.account,
+        ending=lease.ending,
         state=lease.state,
         usage=lease.usage,
     )
@@ -147,6 +152,9 @@ def _lease(record: LeaseRecord, since_1970_s: float, now_s: float) -> Lease:
         granted_at_s=record.granted_at_s - since_1970_s,
         ends_at_s=ends_at_s,
         fence=record.fence,
+        bundle=record.bundle,
+        account=record.account or record.client,
+        ending=record.ending,
         state=record.state,
         usage=record.usage,
     )

@@ -22,51 +22,10 @@ from rfaas.core.lease import LIVE
 from rfaas.errors import ConfigError, RfaasError, SystemCallError
 from rfaas.paths import ensure_private_dir
 from rfaas.proto.messages import Usage
-from rfaas.store import LeaseRecord, NodeRecord, Stored
+from rfaas.store import LeaseRecord, NodeRecord, Stored, schema
 
 MEMORY = ":memory:"
 APPLICATION_ID = 0x72466153  # "rFaS", tells our files from other programs'
-
-# One entry per schema version: what turns the version before into it.  An
-# entry that was released is never edited; a change is a new entry.
-MIGRATIONS: tuple[tuple[str, ...], ...] = (
-    (
-        """
-        CREATE TABLE nodes (
-            node TEXT PRIMARY KEY,
-            address TEXT NOT NULL,
-            incarnation TEXT NOT NULL,
-            cores INTEGER NOT NULL,
-            memory_bytes INTEGER NOT NULL,
-            isolation TEXT NOT NULL, -- a JSON list
-            key BLOB NOT NULL
-        )
-        """,
-        """
-        CREATE TABLE leases (
-            lease TEXT PRIMARY KEY,
-            client TEXT NOT NULL,
-            node TEXT NOT NULL,
-            cores INTEGER NOT NULL,
-            memory_bytes INTEGER NOT NULL,
-            isolation TEXT NOT NULL,
-            duration_s REAL NOT NULL,
-            granted_at_s REAL NOT NULL, -- seconds since 1970
-            ends_at_s REAL NOT NULL,
-            fence INTEGER NOT NULL,
-            state TEXT NOT NULL,
-            allocated_ns INTEGER NOT NULL,
-            polling_ns INTEGER NOT NULL,
-            executing_ns INTEGER NOT NULL,
-            calls INTEGER NOT NULL,
-            failed INTEGER NOT NULL
-        )
-        """,
-        f"CREATE INDEX leases_ended ON leases (ends_at_s) WHERE state <> '{LIVE}'",
-        "CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL)",
-        "INSERT INTO counters VALUES ('fence', 0)",
-    ),
-)
 
 _NODE_FIELDS = NodeRecord.__struct_fields__
 _USAGE_FIELDS = Usage.__struct_fields__
@@ -160,23 +119,23 @@ class SqliteStore:
         (tables,) = self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
         if tables and self._pragma("application_id") != APPLICATION_ID:
             raise ConfigError(f"store {self._path} is a database of another program")
-        if version > len(MIGRATIONS):
+        if version > len(schema.MIGRATIONS):
             raise ConfigError(
                 f"store {self._path} has schema {version}, "
-                f"this rfaas knows schemas up to {len(MIGRATIONS)}",
+                f"this rfaas knows schemas up to {len(schema.MIGRATIONS)}",
                 hint="a newer rfaas wrote it; use that one, or another file",
             )
 
     def _migrate(self) -> None:
         with self._transaction():  # from here on the file is ours alone
             version = self._pragma("user_version")
-            if version == len(MIGRATIONS):
+            if version == len(schema.MIGRATIONS):
                 return
-            for statements in MIGRATIONS[version:]:
+            for statements in schema.MIGRATIONS[version:]:
                 for statement in statements:
                     self._connection.execute(statement)
             self._connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            self._connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+            self._connection.execute(f"PRAGMA user_version = {len(schema.MIGRATIONS)}")
 
     def _pragma(self, name: str) -> int:
         (value,) = self._connection.execute(f"PRAGMA {name}").fetchone()
@@ -239,12 +198,14 @@ def _create_private(path: str) -> None:
 def _node_row(node: NodeRecord) -> tuple[object, ...]:
     row = msgspec.structs.asdict(node)
     row["isolation"] = msgspec.json.encode(node.isolation).decode()
+    row["draining"] = int(node.draining)
     return tuple(row.values())
 
 
 def _node(row: tuple[object, ...]) -> NodeRecord:
     fields = dict(zip(_NODE_FIELDS, row, strict=True))
     fields["isolation"] = msgspec.json.decode(str(fields["isolation"]))
+    fields["draining"] = bool(fields["draining"])
     return msgspec.convert(fields, NodeRecord)
 
 

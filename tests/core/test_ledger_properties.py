@@ -20,15 +20,17 @@ from hypothesis.stateful import (
     rule,
 )
 
-from rfaas.core.lease import CAUSES, LIVE, Ended, Lease
-from rfaas.core.ledger import Ledger
+from rfaas.core.lease import CAUSES, LIVE, Ask, Ended, Lease, Placement
+from rfaas.core.ledger import Ledger, Quota
+from rfaas.core.placement import ALL
 from rfaas.errors import CapacityError, LeaseEndedError, UnavailableError
-from rfaas.proto.messages import Usage
+from rfaas.proto.messages import NodeReport, Usage
 
 HEARTBEAT_S = 1.0
 MISSED_BEATS_MAX = 3
 NODES = {"a": (4, 8), "b": (8, 4), "c": (1, 1)}  # cores, bytes of memory
 DURATION_MAX_S = 100.0
+QUOTA = Quota(cores_max=9, leases_max=12)
 
 names = st.sampled_from(sorted(NODES))
 
@@ -38,13 +40,25 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.ledger = Ledger(HEARTBEAT_S, MISSED_BEATS_MAX, DURATION_MAX_S)
+        self.ledger = self.make()
         self.now_s = 0.0
         self.numbers = count(1)
         self.incarnation: dict[str, str] = {}
         self.node_of: dict[str, str] = {}  # each lease ever granted
         self.ends: Counter[str] = Counter()  # how often each was said to be over
         self.fence = 0
+        self.bundle_of: dict[str, set[str]] = {}
+        self.waiting: dict[str, Ask] = {}
+        self.draining: set[str] = set()
+
+    def make(self) -> Ledger:
+        return Ledger(
+            HEARTBEAT_S,
+            MISSED_BEATS_MAX,
+            DURATION_MAX_S,
+            quota=QUOTA,
+            new_id=lambda: f"{next(self.numbers):032x}",
+        )
 
     # Steps
 
@@ -72,7 +86,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(node=names)
     def beat(self, node: str) -> None:
         self.note(self.ledger.tick(self.now_s))
-        up = [one.node for one in self.ledger.nodes(self.now_s) if one.state == "up"]
+        up = [one.node for one in self.ledger.nodes(self.now_s) if one.state != "lost"]
         try:
             self.ledger.beat(node, {}, self.now_s)
         except UnavailableError:
@@ -84,36 +98,114 @@ class LedgerMachine(RuleBasedStateMachine):
     def lose(self, node: str, forget: bool) -> None:
         gone = self.ledger.leave if forget else self.ledger.lose
         ended = gone(node, self.now_s)
+        if forget:
+            self.draining.discard(node)
         assert all(one.node == node and one.cause == "node-lost" for one in ended)
         self.note(ended)
 
+    @rule(node=names)
+    def remove(self, node: str) -> None:
+        ended = self.ledger.remove(node, self.now_s)
+        assert all(one.node == node and one.cause == "revoked" for one in ended)
+        self.draining.discard(node)
+        self.note(ended)
+
+    @rule(node=names, draining=st.booleans())
+    def drain(self, node: str, draining: bool) -> None:
+        try:
+            self.ledger.drain(node, draining)
+        except UnavailableError:
+            assert node not in self.ledger.names
+        else:
+            (self.draining.add if draining else self.draining.discard)(node)
+
     @rule(
         target=granted,
-        cores=st.integers(1, 9),
-        memory_bytes=st.integers(1, 9),
+        account=st.sampled_from(["ann", "bob", "cem"]),
+        cores=st.integers(0, 12),
+        memory_bytes=st.integers(0, 12),
         duration_s=st.floats(0.1, DURATION_MAX_S),
+        placement=st.sampled_from(["pack", "spread", "node"]),
+        wait_s=st.sampled_from([0.0, 0.0, 3.0, 50.0]),
     )
-    def request(self, cores: int, memory_bytes: int, duration_s: float) -> object:
+    def ask(
+        self,
+        account: str,
+        cores: int,
+        memory_bytes: int,
+        duration_s: float,
+        placement: Placement,
+        wait_s: float,
+    ) -> object:
         self.note(self.ledger.tick(self.now_s))
-        room = [
-            one
-            for one in self.ledger.nodes(self.now_s)
-            if one.state == "up"
-            and one.cores_free >= cores
-            and one.memory_free_bytes >= memory_bytes
-        ]
-        lease = f"{next(self.numbers):032x}"
+        ask = Ask(
+            lease=f"{next(self.numbers):032x}",
+            client="tester",
+            account=account,
+            cores=cores,
+            memory_bytes=memory_bytes,
+            duration_s=duration_s,
+            isolation="process",
+            placement=placement,
+            wait_s=wait_s,
+        )
+        others_wait = self.ledger.waiting > 0
+        room = self.has_room(ask)
         try:
-            grant = self.ledger.request(
-                "tester", cores, memory_bytes, duration_s, "process", lease, self.now_s
-            )
+            lease = self.ledger.ask(ask, self.now_s)
         except CapacityError:
-            assert not room
+            assert others_wait or not room
+            assert wait_s == 0 or cores > QUOTA.cores_max
             return multiple()
-        assert grant.node in [one.node for one in room]
-        self.check_fence(grant.fence)
-        self.node_of[lease] = grant.node
-        return lease
+        if lease is None:
+            assert wait_s > 0
+            assert others_wait or not room
+            self.waiting[ask.lease] = ask
+            return multiple()
+        assert room
+        return multiple(*self.enter(ask, lease))
+
+    @rule(target=granted)
+    def settle(self) -> object:
+        self.note(self.ledger.tick(self.now_s))
+        entered: list[str] = []
+        for settled in self.ledger.settle(self.now_s):
+            ask = self.waiting.pop(settled.ask.lease)
+            assert (settled.granted is None) == (settled.error is not None)
+            if settled.granted is not None:
+                entered += self.enter(ask, settled.granted)
+        assert self.ledger.waiting == len(self.waiting)
+        # Nobody waits for what is there: whoever is first in turn does not fit.
+        held = Counter[str]()
+        for report in self.ledger.leases(self.now_s):
+            held[self.account(report.lease)] += report.cores
+        if self.waiting:
+            first = min(self.waiting.values(), key=lambda ask: (held[ask.account], ask.lease))
+            assert not self.has_room(first)
+        return multiple(*entered)
+
+    @rule(number=st.integers(0, 99))
+    def cancel(self, number: int) -> None:
+        if self.waiting:
+            lease = sorted(self.waiting)[number % len(self.waiting)]
+            del self.waiting[lease]
+            assert self.ledger.cancel(lease)
+            assert not self.ledger.cancel(lease)
+
+    @rule(lease=granted, notice_s=st.sampled_from([0.0, 1.0, 30.0]))
+    def revoke(self, lease: str, notice_s: float) -> None:
+        self.note(self.ledger.tick(self.now_s))
+        for part in self.ledger.revoke(lease, notice_s, self.now_s):
+            assert self.ends[part.lease] == 0
+            assert part.ends_at_s <= self.now_s + notice_s
+        if not self.ends[lease]:
+            try:
+                self.ledger.renew(lease, 1.0, self.now_s)
+            except LeaseEndedError:
+                pass
+            else:
+                raise AssertionError("a lease that is revoked was renewed")
+        self.note(self.ledger.tick(self.now_s))
 
     @rule(lease=granted, duration_s=st.floats(0.1, DURATION_MAX_S))
     def renew(self, lease: str, duration_s: float) -> None:
@@ -121,16 +213,18 @@ class LedgerMachine(RuleBasedStateMachine):
         try:
             grant = self.ledger.renew(lease, duration_s, self.now_s)
         except LeaseEndedError:
-            assert self.ends[lease] == 1
+            assert self.ends[lease] == 1 or self.lease(lease).ending
         else:
             assert self.ends[lease] == 0
             assert grant.node == self.node_of[lease]
-            self.check_fence(grant.fence)
+            for part in self.ledger.parts(grant):
+                self.check_fence(part.fence)
 
     @rule(lease=granted, cause=st.sampled_from(sorted(CAUSES)))
     def end(self, lease: str, cause: str) -> None:
         if self.ledger.end(lease, cause, self.now_s, Usage(calls=1)):
             self.ends[lease] += 1
+        self.note(self.ledger.tick(self.now_s))
 
     @rule(lease=consumes(granted))
     def end_twice(self, lease: str) -> None:
@@ -147,7 +241,8 @@ class LedgerMachine(RuleBasedStateMachine):
     def restart(self) -> None:
         """What a store brings back is the same book, but that no node is up."""
         self.note(self.ledger.tick(self.now_s))
-        old, self.ledger = self.ledger, Ledger(HEARTBEAT_S, MISSED_BEATS_MAX, DURATION_MAX_S)
+        old, self.ledger = self.ledger, self.make()
+        self.waiting.clear()  # their links ended with the manager
         for node in old.nodes(self.now_s):
             self.ledger.restore_node(
                 node.node,
@@ -157,6 +252,7 @@ class LedgerMachine(RuleBasedStateMachine):
                 node.memory_bytes,
                 ("process",),
                 self.now_s,
+                node.node in self.draining,
             )
         for report in old.leases(self.now_s, all=True):
             lease = old.find(report.lease)
@@ -195,6 +291,22 @@ class LedgerMachine(RuleBasedStateMachine):
             )
 
     @invariant()
+    def no_account_holds_more_than_its_quota(self) -> None:
+        cores, leases = Counter[str](), Counter[str]()
+        for report in self.ledger.leases(self.now_s):
+            cores[self.account(report.lease)] += report.cores
+            leases[self.account(report.lease)] += 1
+        assert all(held <= QUOTA.cores_max for held in cores.values())
+
+    @invariant()
+    def a_bundle_is_live_as_a_whole_or_not_at_all(self) -> None:
+        self.note(self.ledger.tick(self.now_s))
+        for lease in self.live():
+            parts = self.ledger.parts(self.lease(lease))
+            assert {part.lease for part in parts} == self.bundle_of[lease]
+            assert len({part.node for part in parts}) == len(parts)
+
+    @invariant()
     def a_lease_stays_on_its_node(self) -> None:
         for lease in self.ledger.leases(self.now_s):
             assert lease.node == self.node_of[lease.lease]
@@ -210,6 +322,59 @@ class LedgerMachine(RuleBasedStateMachine):
     def live(self) -> set[str]:
         return {lease.lease for lease in self.ledger.leases(self.now_s)}
 
+    def lease(self, lease: str) -> Lease:
+        found = self.ledger.find(lease)
+        assert found is not None
+        return found
+
+    def account(self, lease: str) -> str:
+        return self.lease(lease).account
+
+    def open_nodes(self) -> list[NodeReport]:
+        found = [one for one in self.ledger.nodes(self.now_s) if one.state == "up"]
+        assert not self.draining & {one.node for one in found}
+        return found
+
+    def has_room(self, ask: Ask) -> bool:
+        """Whether the nodes that can be leased from, and the quota, leave room for that."""
+        live = [self.lease(one) for one in self.live()]
+        mine = [one for one in live if one.account == ask.account]
+        if len(mine) >= QUOTA.leases_max:
+            return False
+        cores_left = QUOTA.cores_max - sum(one.cores for one in mine)
+        nodes = self.open_nodes()
+        if ALL in (ask.cores, ask.memory_bytes):
+            return any(
+                one.leases == 0
+                and one.cores >= ask.cores
+                and one.memory_bytes >= ask.memory_bytes
+                and (ask.cores or one.cores) <= cores_left
+                for one in nodes
+            )
+        if ask.cores > cores_left:
+            return False
+        if ask.placement != "spread" and any(
+            one.cores_free >= ask.cores and one.memory_free_bytes >= ask.memory_bytes
+            for one in nodes
+        ):
+            return True
+        per_core = -(-ask.memory_bytes // ask.cores)
+        rooms = [min(one.cores_free, one.memory_free_bytes // per_core) for one in nodes]
+        return ask.placement != "node" and sum(rooms) >= ask.cores
+
+    def enter(self, ask: Ask, lease: Lease) -> list[str]:
+        """Note a grant: all of its parts."""
+        parts = self.ledger.parts(lease)
+        ids = [part.lease for part in parts]
+        assert ids[0] == ask.lease
+        if ask.cores:
+            assert sum(part.cores for part in parts) == ask.cores
+        for part in parts:
+            self.check_fence(part.fence)
+            self.node_of[part.lease] = part.node
+            self.bundle_of[part.lease] = set(ids)
+        return ids
+
     def note(self, ended: list[Ended]) -> None:
         for one in ended:
             assert one.node == self.node_of[one.lease]
@@ -221,6 +386,6 @@ class LedgerMachine(RuleBasedStateMachine):
 
 
 LedgerMachine.TestCase.settings = settings(
-    max_examples=60, stateful_step_count=40, deadline=None, print_blob=True
+    max_examples=80, stateful_step_count=40, deadline=None, print_blob=True
 )
 TestLedger = LedgerMachine.TestCase

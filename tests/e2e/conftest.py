@@ -12,6 +12,9 @@ import pytest
 from tests.functions.build import build_library, build_shipped
 from tests.harness.gate import Gate
 from tests.harness.site import Site
+from tests.packaging.built import binary, program
+
+__all__ = ["binary", "program"]
 
 
 @pytest.fixture(scope="session", autouse=True)

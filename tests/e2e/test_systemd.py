@@ -126,13 +126,6 @@ test -z "$(pgrep -u rfaas -f -- '--role executor')"
 """
 
 
-def built(name: str) -> Path:
-    program = TREE / "dist" / name
-    if not program.exists():
-        pytest.skip(f"no dist/{name}: make dist")
-    return program
-
-
 @pytest.fixture
 def cgroups() -> Iterator[list[Path]]:
     """A cgroup of its own in every hierarchy; whoever is put there takes it along."""
@@ -156,13 +149,13 @@ def cgroups() -> Iterator[list[Path]]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(PATIENCE_S + 30)
-@pytest.mark.parametrize("name", ["rfaas", "rfaas-linux-x86_64"])
+@pytest.mark.parametrize("name", ["program", "binary"])
 def test_a_machine_that_systemd_runs(
-    name: str, tmp_path: Path, cgroups: list[Path], shipped: Path
+    name: str, tmp_path: Path, cgroups: list[Path], shipped: Path, request: pytest.FixtureRequest
 ) -> None:
     if os.geteuid() != 0 or not os.path.exists(SYSTEMD) or not shutil.which("unshare"):
         pytest.skip("it takes root, systemd and unshare(1)")
-    shutil.copy(built(name), tmp_path / "program")
+    shutil.copy(request.getfixturevalue(name), tmp_path / "program")
     shutil.copy(shipped, tmp_path / "library")
     (tmp_path / "script").write_text(SCRIPT)
     tmp_path.chmod(0o755)

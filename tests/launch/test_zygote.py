@@ -57,7 +57,7 @@ def test_a_fork_that_fails_is_the_loss_of_who_asked() -> None:
             assert "limit of processes" in refused.value.hint
         _, death, link = await parent.spawn(ORDER)
         await link.close()
-        assert os.waitstatus_to_exitcode(await death) == 7
+        assert os.waitstatus_to_exitcode((await death).status) == 7
         await parent.close()
         assert not lost
 

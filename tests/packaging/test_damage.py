@@ -76,6 +76,14 @@ def test_what_a_call_does_not_use_is_found_by_verify(packed: Copy, member: str) 
     assert (done.status, "damaged" in done.err) == (EX_DATAERR, True), done.err
 
 
+@pytest.mark.parametrize("member", [f"{TAG}/rfaas/admin/completion.pyc"])
+def test_what_is_deflated_is_checked_when_it_is_used(packed: Copy, member: str) -> None:
+    flip(packed.path, member)
+    done = packed.run("completion", "bash")
+    assert (done.status, "damaged" in done.err) == (EX_DATAERR, True), done.err
+    assert "Traceback" not in done.err
+
+
 def test_carried_by_a_newer_format(packed: Copy) -> None:
     data = bytearray(packed.path.read_bytes())
     data[-16:-12] = (embedded.FORMAT + 1).to_bytes(4, "little")
@@ -97,11 +105,10 @@ def flip(path: Path, member: str) -> None:
     """Flip one bit in the middle of a member."""
     with zipfile.ZipFile(path) as archive, path.open("r+b") as file:
         info = archive.getinfo(member)
-        content = archive.read(member)
         file.seek(info.header_offset + 26)
         lengths = file.read(4)  # of name and extra field, APPNOTE 4.3.7
         skipped = sum(int.from_bytes(lengths[at : at + 2], "little") for at in (0, 2))
-        at = info.header_offset + 30 + skipped + len(content) // 2
+        at = info.header_offset + 30 + skipped + info.compress_size // 2
         file.seek(at)
         byte = file.read(1)[0]
         file.seek(at)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
+import re
 import signal
 import sys
 import zipfile
 from pathlib import Path
+
+import pytest
 
 from tests.harness.processes import Child
 from tests.packaging.one_file import LIBRARY, PYTHON, TREE, Copy, run
@@ -96,12 +100,26 @@ def test_is_a_zip_that_says_what_it_carries(program: Path) -> None:
     with zipfile.ZipFile(program) as archive:
         assert archive.testzip() is None
         names = set(archive.namelist())
-        assert {info.compress_type for info in archive.infolist()} == {zipfile.ZIP_STORED}
+        stored = {info.filename for info in archive.infolist() if not info.compress_type}
     tag = f"cp{sys.version_info[0]}{sys.version_info[1]}"
-    assert {"LICENSE", "etc/rfaas.toml", f"{tag}/rfaas/cli.pyc"} <= names
+    assert {"LICENSE", "etc/rfaas.toml", f"{tag}/rfaas/cli.pyc"} <= stored
+    assert f"{tag}/rfaas/admin/pack.pyc" in names - stored
     for carried in ("msgpack", "msgspec"):
         assert any(name.startswith(f"licenses/{carried}-") for name in names)
     natives = {name.rpartition("/")[2] for name in names if name.endswith(".so")}
     sources = {file.stem for file in (TREE / "rfaas/native").glob("_*.pyx")}
     assert {f"{source}.so" for source in sources} <= natives
     assert os.access(program, os.X_OK)
+
+
+def test_carries_pyverbs_for_nodes_without(copy: Copy) -> None:
+    """The node's own is preferred; where there is none, the carried one."""
+    tag = f"cp{sys.version_info[0]}{sys.version_info[1]}"
+    with zipfile.ZipFile(copy.path) as archive:
+        if f"{tag}/pyverbs/qp.so" not in archive.namelist():
+            pytest.skip("this machine has no python3-pyverbs for the Python that runs the tests")
+        assert any(re.match("licenses/pyverbs-[0-9.]+/copyright", n) for n in archive.namelist())
+    own = "/usr/lib/python3/dist-packages"
+    for mounts, place in (("true", own), (f"mount -t tmpfs none {own}", str(copy.path))):
+        done = copy.run_with_mounts(mounts, "doctor", "--json")
+        assert json.loads(done.out)["facts"]["pyverbs"] == f"{place}/pyverbs"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rfaas.clock import ManualClock
-from rfaas.core import ledger as ledger_module
+from rfaas.core import book
 from rfaas.core.ledger import Ledger
 from rfaas.store import NodeRecord
 from rfaas.store.keeper import Keeper
@@ -13,7 +13,7 @@ from rfaas.store.sqlite import SqliteStore
 
 
 def test_a_node_that_makes_room_leaves_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ledger_module, "NODES_MAX", 2)
+    monkeypatch.setattr(book, "NODES_MAX", 2)
     ledger, store = Ledger(1.0, 5, 60.0), SqliteStore(":memory:")
     keeper = Keeper(ledger, store, ManualClock())
 

@@ -15,7 +15,8 @@ import pytest
 
 from rfaas.errors import ConfigError, SystemCallError
 from rfaas.store import LeaseRecord
-from rfaas.store.sqlite import APPLICATION_ID, MIGRATIONS, SqliteStore
+from rfaas.store.schema import MIGRATIONS
+from rfaas.store.sqlite import APPLICATION_ID, SqliteStore
 
 ROOT = Path(__file__).parents[2]
 LEASE = LeaseRecord(
@@ -174,11 +175,12 @@ def test_a_store_in_use_is_refused(path: str) -> None:
 
 def test_a_newer_schema_is_refused(path: str) -> None:
     SqliteStore(path).close()
+    newer = len(MIGRATIONS) + 1
     with sqlite3.connect(path) as connection:
-        connection.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
+        connection.execute(f"PRAGMA user_version = {newer}")
     connection.close()
     before = Path(path).read_bytes()
-    with pytest.raises(ConfigError, match=r"has schema 2, this rfaas knows schemas up to 1"):
+    with pytest.raises(ConfigError, match=rf"has schema {newer}, this rfaas knows .* {newer - 1}"):
         SqliteStore(path)
     assert Path(path).read_bytes() == before
 
@@ -242,20 +244,21 @@ def test_an_older_schema_is_migrated(path: str, monkeypatch: pytest.MonkeyPatch)
     store.save(leases=[LEASE])
     store.close()
     column = "ALTER TABLE leases ADD COLUMN note TEXT NOT NULL DEFAULT 'none'"
-    monkeypatch.setattr("rfaas.store.sqlite.MIGRATIONS", (*MIGRATIONS, (column,)))
+    version = len(MIGRATIONS) + 1
+    monkeypatch.setattr("rfaas.store.schema.MIGRATIONS", (*MIGRATIONS, (column,)))
     store = SqliteStore(path)
     assert store.load().leases == (LEASE,)
     store.close()
     with sqlite3.connect(path) as connection:
         assert connection.execute("SELECT note FROM leases").fetchone() == ("none",)
-        assert connection.execute("PRAGMA user_version").fetchone() == (2,)
+        assert connection.execute("PRAGMA user_version").fetchone() == (version,)
     connection.close()
 
 
 def test_a_migration_that_fails_changes_nothing(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     SqliteStore(path).close()
     broken = (*MIGRATIONS, ("DROP TABLE leases", "SELECT nonsense FROM nowhere"))
-    monkeypatch.setattr("rfaas.store.sqlite.MIGRATIONS", broken)
+    monkeypatch.setattr("rfaas.store.schema.MIGRATIONS", broken)
     with pytest.raises(SystemCallError, match="no such table: nowhere"):
         SqliteStore(path)
     monkeypatch.undo()

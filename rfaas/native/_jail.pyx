@@ -1,0 +1,125 @@
+# cython: language_level=3
+"""Shutting the calling process in; what there must be is decided in rfaas/sandbox."""
+from libc.errno cimport errno
+from libc.stdlib cimport free, malloc
+
+import os
+
+from rfaas import errors
+
+cdef extern from "jail.h" nogil:
+    int jail_clone(unsigned long namespaces)
+    void jail_keep(int worker, int fd)
+    int jail_root(const char **paths, size_t count, const char **what)
+    int jail_drop(const char **what)
+    int jail_landlock_abi()
+    int jail_landlock(const char **what)
+    int jail_seccomp(int devices, const char **what)
+
+cdef extern from "<sched.h>" nogil:
+    int unshare(int flags)
+
+cdef extern from "<signal.h>" nogil:
+    int SIGKILL
+
+cdef extern from "<sys/prctl.h>" nogil:
+    int prctl(int option, unsigned long value)
+    int PR_SET_PDEATHSIG
+
+NEWTIME = 0x80  # clone(2): these are not in every libc's header, nor in Python's os before 3.12
+NEWNS = 0x00020000
+NEWUTS = 0x04000000
+NEWIPC = 0x08000000
+NEWUSER = 0x10000000
+NEWPID = 0x20000000
+NEWNET = 0x40000000
+
+
+def clone(unsigned long namespaces, int ready, int status, int user):
+    """Two forks: an init in new namespaces and a session of its own, and in it the worker.
+
+    Returns the init's process id to the caller, and 0 in the worker, once a byte came over `ready`:
+    until then the caller maps users and joins control groups.  Both then run as `user`, if that
+    is not -1.  The init writes the worker's wait status to `status` and ends with it.
+
+    Raises OSError where the init cannot be had.
+    """
+    cdef int pid = jail_clone(namespaces & ~<unsigned long>0x80)
+    cdef int worker = 0
+    cdef const char *what = ""
+    if pid < 0:
+        raise OSError(errno, os.strerror(errno))
+    if pid:
+        return pid
+    try:
+        os.setsid()
+        if user < 0:
+            prctl(PR_SET_PDEATHSIG, SIGKILL)
+        if not os.read(ready, 1):
+            os._exit(71)  # whoever started us is gone
+        if user >= 0:
+            become(user)
+            prctl(PR_SET_PDEATHSIG, SIGKILL)  # forgotten where the user changes
+        if namespaces & 0x80:
+            unshare(0x80)  # for children
+        worker = os.fork()
+        if worker:
+            jail_drop(&what)
+            jail_keep(worker, status)
+    except BaseException:
+        os._exit(71)
+    return 0
+
+
+def become(int user):
+    """Be that user and group alone."""
+    os.setgroups([])
+    os.setresgid(user, user, user)
+    os.setresuid(user, user, user)
+
+
+def enter_root(paths):
+    """An empty, read-only root with those absolute paths, and /proc/self/fd."""
+    cdef const char *what = ""
+    cdef list encoded = [os.fsencode(path) for path in paths]
+    cdef size_t count = len(encoded), i
+    cdef const char **raw = <const char **>malloc((count + 1) * sizeof(char *))
+    if raw is NULL:
+        raise MemoryError
+    try:
+        for i in range(count):
+            raw[i] = encoded[i]
+        _check(jail_root(raw, count, &what), what)
+    finally:
+        free(raw)
+
+
+def drop():
+    """No capabilities, and no new privileges."""
+    cdef const char *what = ""
+    _check(jail_drop(&what), what)
+
+
+def landlock_abi():
+    """The kernel's version of Landlock; 0: it has none, or it is switched off."""
+    return max(0, jail_landlock_abi())
+
+
+def landlock():
+    """Read and execute what is beneath /, nothing else; no TCP, no signals and sockets outside."""
+    cdef const char *what = ""
+    _check(jail_landlock(&what), what)
+
+
+def seccomp(bint devices):
+    """Only the system calls of jail_calls.c; with ioctl(2) for `devices`."""
+    cdef const char *what = ""
+    _check(jail_seccomp(devices, &what), what)
+
+
+cdef _check(int error, const char *what):
+    cdef int number = errno
+    if error:
+        raise errors.SystemCallError(
+            f"cannot shut the worker in: {os.fsdecode(what)}: {os.strerror(number)}"
+        )

@@ -1,0 +1,198 @@
+#define _GNU_SOURCE
+#include "jail.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <linux/capability.h>
+#include <linux/landlock.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define COUNT_OF(array) (sizeof(array) / sizeof *(array))
+#define CAPABILITY_MAX 63
+#define STATUS_FD 3
+
+/* What older headers lack; linux/mount.h, linux/landlock.h, asm-generic/unistd.h */
+#ifndef SYS_mount_setattr
+#define SYS_mount_setattr 442
+#endif
+#ifndef SYS_landlock_create_ruleset
+#define SYS_landlock_create_ruleset 444
+#define SYS_landlock_add_rule 445
+#define SYS_landlock_restrict_self 446
+#endif
+#ifndef SYS_close_range
+#define SYS_close_range 436
+#endif
+#define ATTR_RDONLY 0x1
+#define ATTR_NOSUID 0x2
+#define ATTR_NODEV 0x4
+#define ACCESS_EXECUTE (1ULL << 0)
+#define ACCESS_READ_FILE (1ULL << 2)
+#define ACCESS_READ_DIR (1ULL << 3)
+
+struct mount_attributes {
+    uint64_t set, clear, propagation, userns_fd;
+};
+
+struct ruleset {
+    uint64_t files, net, scoped;
+};
+
+static int failed(const char **what, const char *step) {
+    *what = step;
+    return -1;
+}
+
+pid_t jail_clone(unsigned long namespaces) {
+#if defined(__x86_64__) || defined(__aarch64__)
+    return (pid_t)syscall(SYS_clone, namespaces | SIGCHLD, 0, 0, 0, 0);
+#else
+    (void)namespaces;
+    errno = ENOSYS;
+    return -1;
+#endif
+}
+
+void jail_keep(pid_t worker, int fd) {
+    int status = 0;
+    if (fd != STATUS_FD)
+        dup2(fd, STATUS_FD);
+    if (syscall(SYS_close_range, STATUS_FD + 1, ~0U, 0))
+        for (int other = STATUS_FD + 1; other < 4096; other++)
+            close(other);
+    for (;;) {
+        const pid_t gone = waitpid(-1, &status, 0);
+        if (gone == worker || (gone < 0 && errno == ECHILD))
+            break;
+    }
+    ssize_t written = write(STATUS_FD, &status, sizeof status);
+    (void)written;
+    _exit(0);
+}
+
+/* Every folder of `path` but the last name, beneath the folder `root`. */
+static int make_parents(int root, char *path) {
+    for (char *slash = strchr(path + 1, '/'); slash; slash = strchr(slash + 1, '/')) {
+        *slash = 0;
+        const int error = mkdirat(root, path + 1, 0755) && errno != EEXIST;
+        *slash = '/';
+        if (error)
+            return -1;
+    }
+    return 0;
+}
+
+static int show(int root, const char *place, const char *path, const char *source) {
+    char target[PATH_MAX], own[PATH_MAX];
+    struct stat found;
+    if (stat(source, &found))
+        return -1;
+    if (snprintf(own, sizeof own, "%s", path) >= (int)sizeof own ||
+        snprintf(target, sizeof target, "%s%s", place, path) >= (int)sizeof target) {
+        errno = ENAMETOOLONG;
+        return -1;
+    }
+    if (make_parents(root, own))
+        return -1;
+    if (S_ISDIR(found.st_mode)) {
+        if (mkdirat(root, path + 1, 0755) && errno != EEXIST)
+            return -1;
+    } else {
+        const int fd = openat(root, path + 1, O_CREAT | O_WRONLY | O_CLOEXEC, 0644);
+        if (fd < 0)
+            return -1;
+        close(fd);
+    }
+    return mount(source, target, NULL, MS_BIND | (S_ISDIR(found.st_mode) ? MS_REC : 0), NULL);
+}
+
+int jail_root(const char *const *paths, size_t count, const char **what) {
+    /* Any folder will do to put the new root on: nobody else sees it. */
+    static const char *const places[] = {"/tmp", "/run", "/var", "/mnt", "/etc"};
+    struct mount_attributes attributes = {.set = ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV};
+    const char *place = NULL;
+    if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL))
+        return failed(what, "make the mounts private");
+    for (size_t i = 0; i < COUNT_OF(places) && !place; i++)
+        if (!mount("none", places[i], "tmpfs", MS_NOSUID | MS_NODEV, "size=256k,nr_inodes=512,mode=755"))
+            place = places[i];
+    if (!place)
+        return failed(what, "mount the new root");
+    const int root = open(place, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (root < 0)
+        return failed(what, "open the new root");
+    for (size_t i = 0; i < count; i++)
+        if (show(root, place, paths[i], paths[i])) {
+            close(root);
+            return failed(what, paths[i]);
+        }
+    if (show(root, place, "/proc/self/fd", "/proc/self/fd")) {
+        close(root);
+        return failed(what, "show its own descriptors");
+    }
+    close(root);
+    if (chdir(place) || syscall(SYS_pivot_root, ".", ".") || umount2(".", MNT_DETACH) || chdir("/"))
+        return failed(what, "change the root");
+    if (syscall(SYS_mount_setattr, AT_FDCWD, "/", 0x8000 /* AT_RECURSIVE */, &attributes,
+                sizeof attributes))
+        return failed(what, "make the root read-only");
+    return 0;
+}
+
+int jail_drop(const char **what) {
+    struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+    const struct __user_cap_data_struct none[2] = {{0}};
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+        return failed(what, "refuse new privileges");
+    prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
+    for (int one = 0; one <= CAPABILITY_MAX; one++)
+        prctl(PR_CAPBSET_DROP, one, 0, 0, 0); /* EINVAL past the kernel's last, EPERM without any */
+    if (syscall(SYS_capset, &header, none))
+        return failed(what, "drop all capabilities");
+    return 0;
+}
+
+int jail_landlock_abi(void) {
+    return (int)syscall(SYS_landlock_create_ruleset, NULL, 0, 1 /* ..._CREATE_RULESET_VERSION */);
+}
+
+int jail_landlock(const char **what) {
+    /* What each ABI knows to refuse: landlock(7).  All is handled, and so refused. */
+    static const int file_rights[] = {0, 13, 14, 15, 15, 16};
+    const int abi = jail_landlock_abi();
+    if (abi < 1)
+        return failed(what, "ask for Landlock");
+    const int known = abi < (int)COUNT_OF(file_rights) ? abi : (int)COUNT_OF(file_rights) - 1;
+    const struct ruleset rules = {
+        .files = (1ULL << file_rights[known]) - 1,
+        .net = abi >= 4 ? 3 : 0,    /* bind and connect */
+        .scoped = abi >= 6 ? 3 : 0, /* abstract sockets, signals */
+    };
+    const size_t size = abi >= 6 ? 24 : abi >= 4 ? 16 : 8;
+    const int set = (int)syscall(SYS_landlock_create_ruleset, &rules, size, 0);
+    if (set < 0)
+        return failed(what, "make a Landlock ruleset");
+    struct landlock_path_beneath_attr readable = {
+        .allowed_access = ACCESS_EXECUTE | ACCESS_READ_FILE | ACCESS_READ_DIR,
+        .parent_fd = open("/", O_PATH | O_CLOEXEC),
+    };
+    int error = readable.parent_fd < 0 ||
+                syscall(SYS_landlock_add_rule, set, LANDLOCK_RULE_PATH_BENEATH, &readable, 0) ||
+                syscall(SYS_landlock_restrict_self, set, 0);
+    const int number = errno;
+    close(readable.parent_fd);
+    close(set);
+    errno = number;
+    return error ? failed(what, "enter the Landlock ruleset") : 0;
+}

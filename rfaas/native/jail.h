@@ -1,0 +1,36 @@
+/* Shutting a process in, by the kernel alone: namespaces, an empty root, Landlock, seccomp.
+ *
+ * Each function does one part for good and returns 0, or -1 with errno and the name of the
+ * step in `what`.  Which parts there must be is decided in rfaas/sandbox, not here.
+ */
+#ifndef RFAAS_JAIL_H
+#define RFAAS_JAIL_H
+
+#include <stddef.h>
+#include <sys/types.h>
+
+/* fork(2) into new namespaces: CLONE_NEW*, less CLONE_NEWTIME.  The child is a copy for native
+ * code and for one more fork(3), nothing else: glibc does not know of it. */
+pid_t jail_clone(unsigned long namespaces);
+
+/* The init of a process namespace, for ever: reap until `worker` has ended, write its wait
+ * status to `fd` and exit, which ends all that is left in here. */
+void jail_keep(pid_t worker, int fd) __attribute__((noreturn));
+
+/* Replace the root by an empty, read-only one that has, at their own paths, the `count` files and
+ * folders of `paths`, and the calling process's own descriptors at /proc/self/fd. */
+int jail_root(const char *const *paths, size_t count, const char **what);
+
+/* No capability, now or after any exec, and no new privileges. */
+int jail_drop(const char **what);
+
+/* The ABI of the kernel's Landlock, or -1. */
+int jail_landlock_abi(void);
+
+/* Reading and executing beneath / alone; no TCP port, no socket or signal outside. */
+int jail_landlock(const char **what);
+
+/* The filter of system calls; `devices` adds ioctl(2), without which no device works. */
+int jail_seccomp(int devices, const char **what);
+
+#endif

@@ -1,0 +1,264 @@
+"""Control groups: limits on all that a worker starts, and one blow that kills it.
+
+Each worker gets a group beneath the one that the executor runs in, for each hierarchy
+that may be written: version 2, or 1 on machines that are still hybrid.  Groups that
+are not ours are left alone; ours are called `rfaas-<zygote>-<number>`.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from itertools import count
+from typing import NamedTuple
+
+from rfaas.paths import system_text
+from rfaas.proto.worker_messages import Lack, Limits
+
+CONTROLLERS = ("memory", "pids", "cpuset")
+BASE_BYTES = 64 << 20  # what a worker itself touches of its own, before the function allocates
+BASE_PROCESSES = 2  # its init, and its main thread
+HINT = "delegate a group to the executor: Delegate=yes in its systemd unit"
+_PREFIX = "rfaas-"
+_ESCAPES = (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\"))  # of mountinfo
+
+
+class Places(NamedTuple):
+    """Where groups can be made: the folder of each controller, and of `kill` (version 2)."""
+
+    version: dict[str, int]
+    folders: dict[str, str]
+
+    @property
+    def missing(self) -> list[str]:
+        return [name for name in CONTROLLERS if name not in self.folders]
+
+
+class Group:
+    """The groups of one worker."""
+
+    def __init__(self, places: Places, name: str) -> None:
+        """Make them.  Raises OSError."""
+        self._places = places
+        self._folders = {key: f"{folder}/{name}" for key, folder in places.folders.items()}
+        self._made: list[str] = []
+        try:
+            for folder in dict.fromkeys(self._folders.values()):
+                os.mkdir(folder)
+                self._made.append(folder)
+            if places.version.get("cpuset") == 1:  # nobody can enter before both are set
+                parent = places.folders["cpuset"]
+                for key in ("cpuset.cpus", "cpuset.mems"):
+                    self._write("cpuset", key, _read(f"{parent}/{key}").strip())
+        except OSError:
+            self.remove()
+            raise
+
+    def limit(self, limits: Limits, cpus: Sequence[int]) -> None:
+        """Set the limits.  Raises OSError."""
+        bytes_max = limits.memory_bytes + limits.shared_bytes + BASE_BYTES
+        if limits.memory_bytes and "memory" in self._folders:
+            if self._places.version["memory"] == 1:
+                self._write("memory", "memory.limit_in_bytes", bytes_max)
+                with suppress(OSError):  # no accounting of swap
+                    self._write("memory", "memory.memsw.limit_in_bytes", bytes_max)
+            else:
+                self._write("memory", "memory.max", bytes_max)
+                with suppress(OSError):
+                    self._write("memory", "memory.swap.max", 0)
+        if limits.processes and "pids" in self._folders:
+            processes_max = limits.processes + limits.lanes + BASE_PROCESSES
+            self._write("pids", "pids.max", processes_max)
+        if cpus and min(cpus) >= 0 and "cpuset" in self._folders:
+            self._write("cpuset", "cpuset.cpus", ",".join(map(str, sorted(cpus))))
+
+    def join(self, pid: int) -> None:
+        """Put a process in.  Raises OSError."""
+        for folder in self._made:
+            _write(f"{folder}/cgroup.procs", pid)
+
+    def kill(self) -> None:
+        """Kill all that is in them, where the kernel can."""
+        if folder := self._folders.get("kill"):
+            with suppress(OSError):
+                _write(f"{folder}/cgroup.kill", 1)
+
+    def reached(self, limits: Limits) -> str:
+        """Which limit its processes ran into, in words, or ""."""
+        if folder := self._folders.get("memory"):
+            file = "memory.oom_control" if self._places.version["memory"] == 1 else "memory.events"
+            if _counter(f"{folder}/{file}", "oom_kill"):
+                return f"its memory limit of {limits.memory_bytes} bytes is reached"
+        folder = self._folders.get("pids")
+        if folder and _counter(f"{folder}/pids.events", "max"):
+            return f"it reached its limit of {limits.processes} processes and threads"
+        return ""
+
+    def remove(self) -> None:
+        """Remove them; what is still busy is left to `sweep`."""
+        for folder in self._made:
+            with suppress(OSError):
+                os.rmdir(folder)
+        self._made = []
+
+    def _write(self, controller: str, key: str, value: object) -> None:
+        _write(f"{self._folders[controller]}/{key}", value)
+
+
+class Groups:
+    """The groups of a node's workers; made by the zygote, whose number is in their names."""
+
+    def __init__(self) -> None:
+        self.places, self.why = find()
+        self._numbers = count(1)
+        if self.places.folders:
+            sweep(self.places)
+
+    def make(self) -> Group | None:
+        """A new group, or None where there can be none."""
+        if not self.places.folders:
+            return None
+        return Group(self.places, f"{_PREFIX}{os.getpid()}-{next(self._numbers)}")
+
+
+@functools.cache
+def of_node() -> Groups:
+    """Those of this zygote, whatever the levels of its workers."""
+    return Groups()
+
+
+def lacks() -> list[Lack]:
+    """What of them this node cannot give its workers."""
+    why = of_node().why
+    return [Lack("cgroup", why, HINT)] if why else []
+
+
+def find() -> tuple[Places, str]:
+    """Where this process may make groups, and why not all of it is there, or ""."""
+    version: dict[str, int] = {}
+    folders: dict[str, str] = {}
+    why = ""
+    try:
+        own = _own_groups()
+        mounts = _mounts()
+    except OSError as error:
+        return Places({}, {}), f"control groups cannot be found: {system_text(error)}"
+    for key, path in own.items():
+        wanted = [name for name in CONTROLLERS if name in key.split(",")]
+        if (mount := mounts.get(key)) is None or (key and not wanted):
+            continue
+        root, point = mount
+        if not f"{path}/".startswith(f"{root.rstrip('/')}/"):
+            continue  # ours is outside of what is mounted here
+        folder = point + path[len(root.rstrip("/")) :].rstrip("/")
+        try:
+            if not key:
+                wanted = _enable(folder)
+            _try(folder)
+        except OSError as error:
+            why = why or f"{folder}: {system_text(error)}"
+            continue
+        if not key and os.path.exists(f"{folder}/cgroup.procs"):
+            folders["kill"] = folder  # cgroup.kill is not in the root group, but in its children
+        for name in wanted:
+            version[name], folders[name] = 1 if key else 2, folder
+    places = Places(version, folders)
+    if places.missing and not why:
+        why = f"no hierarchy of {', '.join(places.missing)} is mounted for writing"
+    return places, why if places.missing else ""
+
+
+def sweep(places: Places) -> None:
+    """Remove the empty groups of executors that are gone."""
+    for folder in set(places.folders.values()):
+        with suppress(OSError):
+            for name in os.listdir(folder):
+                pid, _, number = name.removeprefix(_PREFIX).partition("-")
+                if not name.startswith(_PREFIX) or not pid.isdigit() or not number.isdigit():
+                    continue
+                if not os.path.exists(f"/proc/{pid}"):
+                    with suppress(OSError):
+                        os.rmdir(f"{folder}/{name}")
+
+
+def _own_groups() -> dict[str, str]:
+    """Of each hierarchy, by its controllers ("" is version 2), the group of this process."""
+    lines = _read("/proc/self/cgroup").splitlines()
+    return {key: path for _, key, path in (line.split(":", 2) for line in lines)}
+
+
+def _mounts() -> dict[str, tuple[str, str]]:
+    """The same hierarchies: which of their groups is mounted, and where."""
+    found: dict[str, tuple[str, str]] = {}
+    for line in _read("/proc/self/mountinfo").splitlines():
+        before, _, after = line.partition(" - ")
+        kind, _, options = after.split(" ", 2)
+        root, point = before.split(" ")[3:5]
+        for escape, character in _ESCAPES:
+            point = point.replace(escape, character)
+        if kind == "cgroup2":
+            found[""] = (root, point)
+        elif kind == "cgroup":
+            words = options.split(" ")[-1].split(",")
+            for key in _own_groups():
+                if key and set(key.split(",")) <= set(words):
+                    found[key] = (root, point)
+    return found
+
+
+def _enable(folder: str) -> list[str]:
+    """Hand controllers of version 2 down to the groups in `folder`; those that are now there.
+
+    Only a group without processes may do so: where the only ones are this program's, they
+    move into a group of their own.
+    """
+    there = _read(f"{folder}/cgroup.controllers").split()
+    wanted = [name for name in CONTROLLERS if name in there]
+    missing = set(wanted).difference(_read(f"{folder}/cgroup.subtree_control").split())
+    if missing:
+        text = " ".join(f"+{name}" for name in sorted(missing))
+        try:
+            _write(f"{folder}/cgroup.subtree_control", text)
+        except OSError as error:
+            ours = {os.getpid(), os.getppid()}
+            inside = {int(pid) for pid in _read(f"{folder}/cgroup.procs").split()}
+            if error.errno != errno.EBUSY or not inside or inside - ours:
+                raise
+            own = f"{folder}/rfaas-executor"
+            with suppress(FileExistsError):
+                os.mkdir(own)
+            for pid in inside:
+                _write(f"{own}/cgroup.procs", pid)
+            _write(f"{folder}/cgroup.subtree_control", text)
+    return wanted
+
+
+def _try(folder: str) -> None:
+    """Raises OSError where no group can be made in `folder`."""
+    name = f"{folder}/{_PREFIX}{os.getpid()}-0"
+    os.mkdir(name)
+    os.rmdir(name)
+
+
+def _counter(path: str, name: str) -> int:
+    try:
+        lines = _read(path).splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.split()[0] == name), 0)
+
+
+def _read(path: str) -> str:
+    with open(path) as file:
+        return file.read()
+
+
+def _write(path: str, value: object) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, str(value).encode())
+    finally:
+        os.close(fd)

@@ -1,0 +1,62 @@
+"""Resource limits that a process sets for itself and hands down: rlimits."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from rfaas.errors import SystemCallError
+
+if TYPE_CHECKING:
+    from rfaas.proto.worker_messages import Limits
+
+# What a worker needs before the function allocates anything, beside its lanes' stacks.
+_BASE_BYTES = 256 * 1024 * 1024
+_STACK_BYTES = 8 * 1024 * 1024  # of a thread where the stack's size has no limit; more than glibc's
+
+
+def set_all(limits: Limits, *, whole: bool) -> None:
+    """Set what `limits` says.
+
+    Args:
+        whole: there is no control group: shared memory and processes count here as well.
+
+    Raises:
+        SystemCallError: the system refuses one.
+    """
+    for what, kind, value in wanted(limits, whole=whole):
+        _limit(what, kind, value)
+
+
+def wanted(limits: Limits, *, whole: bool) -> Iterator[tuple[str, int, int]]:
+    """The same as (what, resource, value), for who sets them elsewhere."""
+    yield "core dumps", resource.RLIMIT_CORE, 0
+    if limits.open_files:
+        yield "open files", resource.RLIMIT_NOFILE, limits.open_files
+    if limits.file_bytes:
+        yield "files' size", resource.RLIMIT_FSIZE, limits.file_bytes
+    # A stack is counted in full, touched or not: pthread_create(3) maps it at once.
+    base_bytes = _BASE_BYTES + limits.lanes * stack_bytes() + limits.memory_bytes
+    if limits.memory_bytes:  # private and writable; rings are shared and not counted
+        yield "private memory", resource.RLIMIT_DATA, base_bytes
+    if limits.memory_bytes and whole:
+        yield "mapped memory", resource.RLIMIT_AS, base_bytes + limits.shared_bytes
+    if limits.processes and whole:  # of this user in this user namespace, the worker's own
+        yield "processes", resource.RLIMIT_NPROC, limits.processes + limits.lanes + 2
+
+
+def stack_bytes() -> int:
+    """The size of a lane's stack: the default of pthread_create(3)."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_STACK)
+    return _STACK_BYTES if soft == resource.RLIM_INFINITY else soft
+
+
+def _limit(what: str, kind: int, value: int) -> None:
+    _, hard = resource.getrlimit(kind)
+    if hard != resource.RLIM_INFINITY:
+        value = min(value, hard)
+    try:
+        resource.setrlimit(kind, (value, value))
+    except (OSError, ValueError) as error:
+        raise SystemCallError(f"cannot limit {what} to {value}: {error}") from None
