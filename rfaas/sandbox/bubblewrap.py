@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from rfaas.errors import RfaasError, SystemCallError
 from rfaas.proto.worker_messages import Lack
-from rfaas.sandbox import cgroups, inside, keeper
+from rfaas.sandbox import cgroups, inside, keeper, libraries
 
 if TYPE_CHECKING:
     from rfaas.config import SandboxConfig
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 NOBODY = 65534
 PROGRAM_FD = 4  # a copy of native/inside.c's program: bwrap reads it, so no path is needed
 PROGRAM = "/rfaas-inside"
-LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/etc/ld.so.cache")
 TMP_BYTES = 16 << 20
 INSTALL = "as root: apt-get install bubblewrap"
 
@@ -38,21 +37,22 @@ class Bubblewrap:
     channel = str(keeper.CHANNEL_FD)
     listener: socket.socket | None = None
 
-    def __init__(self, order: SpawnWorker, group: cgroups.Group | None) -> None:
+    def __init__(
+        self, order: SpawnWorker, group: cgroups.Group | None, program: str, paths: list[str]
+    ) -> None:
+        self._bwrap = program
+        self._paths = paths
         self.group = group
         self.limits = keeper.rlimits(order.limits)
 
     def command(self) -> Sequence[str]:
         """As bwrap(1) describes it; the order matters: later mounts cover earlier ones."""
-        command = ["bwrap", "--unshare-user", "--disable-userns", "--unshare-ipc", "--unshare-pid"]
-        command += ["--unshare-net", "--unshare-uts", "--unshare-cgroup-try"]
-        command += ["--die-with-parent", "--as-pid-1", "--new-session", "--clearenv"]
-        command += ["--cap-drop", "ALL", "--hostname", "rfaas"]
-        for path in LIBRARIES:
-            if os.path.islink(path):  # merged /usr: /lib is one to usr/lib
-                command += ["--symlink", os.readlink(path), path]
-            elif os.path.exists(path):
-                command += ["--ro-bind", path, path]
+        command = [self._bwrap, "--unshare-user", "--disable-userns"]
+        command += ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts"]
+        command += ["--unshare-cgroup-try", "--die-with-parent", "--as-pid-1", "--new-session"]
+        command += ["--clearenv", "--cap-drop", "ALL", "--hostname", "rfaas"]
+        for path in self._paths:
+            command += ["--ro-bind", path, path]
         command += ["--proc", "/proc", "--dev", "/dev", "--remount-ro", "/dev"]
         command += ["--size", str(TMP_BYTES), "--tmpfs", "/tmp"]
         command += ["--perms", "0555", "--ro-bind-data", str(PROGRAM_FD), PROGRAM]
@@ -88,9 +88,15 @@ class BubblewrapLevel:
     trusted = False
     _order: SpawnWorker  # in a keeper: what it was started for
     _group: cgroups.Group | None
+    _bwrap = "bwrap"
+    _paths: list[str]
 
     def lacks(self, node: SandboxConfig) -> list[Lack]:
-        if shutil.which("bwrap") is None:
+        self._bwrap = shutil.which("bwrap") or ""
+        program = inside.program()
+        paths, _ = libraries.found(node.libraries.split())
+        self._paths = list(dict.fromkeys([inside.interpreter(program), *paths]))
+        if not self._bwrap:
             return [Lack("bwrap", "bwrap is not installed", INSTALL)]
         return cgroups.lacks()
 
@@ -105,7 +111,9 @@ class BubblewrapLevel:
 
     def keep(self, link: Link, task: LoadLibrary) -> int:
         """In the new process: be its keeper."""
-        return keeper.keep(link, task, lambda: Bubblewrap(self._order, self._group))
+        return keeper.keep(
+            *(link, task), lambda: Bubblewrap(self._order, self._group, self._bwrap, self._paths)
+        )
 
 
 LEVEL = BubblewrapLevel()

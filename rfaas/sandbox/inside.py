@@ -7,6 +7,7 @@ library and nothing of ours.  The numbers are those of `native/inside.h`.
 from __future__ import annotations
 
 import array
+import functools
 import importlib.util
 import os
 import socket
@@ -32,6 +33,7 @@ _MESSAGE = struct.Struct(f"<Ii3Q{TEXT_MAX}s")
 _CREDENTIALS = struct.Struct("3i")  # ucred, unix(7): process, user, group
 TASK_BYTES = _TASK.size + LIMITS * _LIMIT.size
 MESSAGE_BYTES = _MESSAGE.size
+_PT_INTERP = 3
 _NAME = "rfaas.native.inside"
 
 
@@ -45,6 +47,7 @@ class Said(NamedTuple):
     pid: int
 
 
+@functools.cache
 def program() -> bytes:
     """The program's file."""
     found = importlib.util.find_spec(_NAME)
@@ -55,6 +58,17 @@ def program() -> bytes:
         return bytes(data(found.origin))
     with open(found.origin, "rb") as file:
         return file.read()
+
+
+def interpreter(program: bytes) -> str:
+    """The dynamic loader that the program names (PT_INTERP, elf(5)): where it has to be."""
+    (offset,) = struct.unpack_from("<Q", program, 32)
+    size, count = struct.unpack_from("<HH", program, 54)
+    for index in range(count):
+        kind, start, length = struct.unpack_from("<I4xQ16xQ", program, offset + index * size)
+        if kind == _PT_INTERP:
+            return program[start : start + length].rstrip(b"\0").decode()
+    raise InternalError(f"{_NAME} names no dynamic loader")
 
 
 def channel() -> tuple[socket.socket, socket.socket]:
