@@ -81,10 +81,9 @@ class Images:
         return ContainerTask(engine=engine.name, image=name, options=options)
 
     def _name_for(self, engine: engines.Engine, image: Image) -> str:
-        if image.is_layout and engine.name != "podman":
-            raise UsageError(
-                f"{engine.name} runs no image from a layout", hint="name one in a registry"
-            )
+        if image.is_layout:
+            hint = "name one in a registry, or set container.engine to runc"
+            raise UsageError(f"{engine.name} runs no image from a layout", hint=hint)
         registry = self._config.docker_registry
         if engine.name == "docker" and registry and "/" not in image.name:
             return f"{registry}/{image}"
