@@ -16,7 +16,7 @@ TRANSPORT_FLAG = ("--transport", "lane.transport", "NAME", "how calls travel: au
 LEASE_FLAGS = (
     ("--cores", "lease.cores", "N", "cores to lease, one lane each"),
     ("--memory", "lease.memory", "SIZE", "memory to lease, such as 2GiB"),
-    ("--isolation", "lease.isolation", "LEVEL", "how a worker is shut in: 'process' today"),
+    ("--isolation", "lease.isolation", "LEVEL", "how a worker is shut in: none, process, sandbox"),
     TRANSPORT_FLAG,
     ("--slots", "lane.slots", "N", "calls that a lane holds at once"),
     ("--slot-bytes", "lane.slot_bytes", "SIZE", "largest input and output of a call"),
@@ -164,7 +164,8 @@ def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     bench.add_argument(
         "--inflight", type=int, default=16, metavar="N", help="calls at once (16); throughput"
     )
-    _add_common(bench, (*CLIENT_FLAGS, TRANSPORT_FLAG))
+    isolation = next(flag for flag in LEASE_FLAGS if flag[0] == "--isolation")
+    _add_common(bench, (*CLIENT_FLAGS, isolation, TRANSPORT_FLAG))
 
 
 def _add_config(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -55,8 +55,12 @@ Words = Annotated[
         description="words of small letters, digits and -, with spaces between them",
     ),
 ]
+<<<<<<< HEAD
 Patterns = Annotated[str, Meta(max_length=4095, pattern=r"^[^\x00]*$")]
 Switch = Literal["yes", "no"]
+=======
+Switch = Annotated[bool, Meta()]
+>>>>>>> sandbox
 Cores = Annotated[int, Meta(ge=1, le=65536)]
 Duration = Annotated[float, Meta(ge=0.1, le=_TEN_YEARS_S)]
 
@@ -112,8 +116,12 @@ class LeaseConfig(Section, frozen=True):
 
     cores: Cores = 1
     memory: Size = 1 << 30
+<<<<<<< HEAD
     isolation: Literal["none", "process", "sandbox", "bubblewrap", "container"] = "process"
     image: Path = ""
+=======
+    isolation: Literal["default", "none", "process", "sandbox", "container"] = "default"
+>>>>>>> sandbox
 
 
 class SandboxConfig(Section, frozen=True):
@@ -121,6 +129,7 @@ class SandboxConfig(Section, frozen=True):
 
     levels: Words = "all"
     degrade: Words = "cgroup landlock time"
+    require: Switch = False
     libraries: Path = _LIBRARIES
     processes: Annotated[int, Meta(ge=1, le=2**22)] = 64
     open_files: Annotated[int, Meta(ge=32, le=2**20)] = 256

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 CONFIG_BYTES_MAX = 1 << 20
 CONFIG_FORMAT = 1  # `format` of a file; raised when an older program would misread a newer file
 HOST = "host"  # [[host]]: sections for the hosts that `match` names
+_SWITCH = {"true": True, "false": False}
 _BESIDE_SECTIONS = ("format", HOST)
 _VARIABLES = ("RFAAS_CONFIG", "RFAAS_PYTHON", "RFAAS_RUNTIME_DIR", "RFAAS_STATE_DIR")
 
@@ -173,6 +174,8 @@ class Sources:
         if isinstance(value, str) and base in (int, float):
             with suppress(ValueError):
                 return base(value)
+        if isinstance(value, str) and base is bool:
+            return _SWITCH.get(value, value)
         return value
 
     def _is_like_one(self, variable: str, known: Iterable[str]) -> bool:

@@ -81,6 +81,8 @@ class Lease(Lanes):
         self.id = ""
         self.node = ""
         self.isolation = ""
+        self.lacks: tuple[str, ...] = ()  # parts of that level which the node has not
+        self.output = b""  # the end of what the worker that ended last had written
         self.transport = ""
         self.endpoint: Endpoint | None = None  # where the worker listens, over verbs
         self.cpus: tuple[int, ...] = ()
@@ -214,6 +216,7 @@ class Lease(Lanes):
         self._worker = started.worker
         self.transport = carrier.name
         self.endpoint = started.endpoint
+        self.isolation, self.lacks = started.isolation, started.lacks
         self.cpus = started.cpus
         self._install(lanes, names)
         self._unsure = False
@@ -359,6 +362,7 @@ class Lease(Lanes):
             with self._lock:  # one thread at a time takes them, and none starts a worker meanwhile
                 match link.notices.popleft() if link.notices else None:
                     case WorkerExited() as notice if notice.worker == self._worker:
+                        self.output = notice.output
                         self._fail(WorkerCrashedError(notice.text))
                     case LeaseEnded() as notice if notice.lease == self.id:
                         self._end(LeaseEndedError(f"lease {self.id[:8]} is over: {notice.cause}"))

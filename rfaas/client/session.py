@@ -107,7 +107,9 @@ class Session:
                         f"no resource manager: {error.text}",
                         hint="start one with: rfaas serve --role resource-manager",
                     ) from None
-        self._private = PrivateExecutor(self.config.executor, self.config.rdma.device)
+        self._private = PrivateExecutor(
+            self.config.executor, self.config.sandbox, self.config.rdma.device
+        )
         try:
             return links.greet(
                 self._private.link_socket, "the private executor", self._hello
@@ -135,7 +137,8 @@ class Session:
             cores: one lane each; None: `lease.cores` of the configuration, and so below.
             library: path of a shared object, or its bytes.
             memory: bytes that the worker may use, or text such as "2GiB".
-            isolation: how the worker is shut in.
+            isolation: the level that the worker is held by; "default": `sandbox`, or of a private
+                executor that cannot hold it, since the functions are the caller's own, `process`.
             image: what it runs in, at level "container": a name with its digest.
             slots: calls that a lane can hold at once.
             slot_bytes: the largest input, and output, of a call.
@@ -156,7 +159,7 @@ class Session:
             cores=self._asked("lease", "cores", cores),
             memory_bytes=self._asked("lease", "memory", memory),
             duration_s=self.config.client.lease_duration_s,
-            isolation=self._asked("lease", "isolation", isolation),
+            isolation=self._isolation(isolation),
             image=self._asked("lease", "image", image),
         )
         found = Library.read(library)
@@ -193,6 +196,11 @@ class Session:
         if value is None:
             return getattr(getattr(self.config, section), key)
         return checked_argument(key, f"{section}.{key}", value)
+
+    def _isolation(self, asked: str | None) -> str:
+        """The level to ask for: what is the default is said by a private executor, or known."""
+        level: str = self._asked("lease", "isolation", asked)
+        return "sandbox" if level == "default" and self._private is None else level
 
     def ask(self, message: Message, kind: type[Reply]) -> Reply:
         """Ask whoever grants leases; one that was replaced meanwhile is found again.

@@ -13,7 +13,7 @@ import socket
 import sys
 from typing import TYPE_CHECKING
 
-from rfaas.config import ExecutorConfig
+from rfaas.config import ExecutorConfig, SandboxConfig
 from rfaas.errors import SystemCallError
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def python(code: str, *arguments: str) -> list[str]:
 class PrivateExecutor:
     """An executor that serves this process alone, and goes when its link is closed."""
 
-    def __init__(self, config: ExecutorConfig, device: str = "") -> None:
+    def __init__(self, config: ExecutorConfig, sandbox: SandboxConfig, device: str = "") -> None:
         """Start it with the client's configuration; `link_socket` is the socket to greet it on.
 
         Raises:
@@ -64,6 +64,10 @@ class PrivateExecutor:
             for key in config.__struct_fields__:
                 if key not in _NOT_PRIVATE:
                     flags += ["--set", f"executor.{key}={getattr(config, key)}"]
+            for key in sandbox.__struct_fields__:
+                value = getattr(sandbox, key)
+                text = str(value).lower() if isinstance(value, bool) else value
+                flags += ["--set", f"sandbox.{key}={text}"]
             if device:
                 flags += ["--set", f"rdma.device={device}"]
             try:

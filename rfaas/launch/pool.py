@@ -14,8 +14,11 @@ from rfaas.clock import Clock
 from rfaas.config import ExecutorConfig
 from rfaas.core.supervisor import Action, Exited, Kill, LeaseOnNode, Over, Supervisor, Worker
 from rfaas.core.tokens import Claims
-from rfaas.errors import CapacityError, ConfigError, LibraryError, RfaasError, UnavailableError
+from rfaas.errors import CapacityError, LibraryError, RfaasError, UnavailableError
+from rfaas.launch.levels import Levels
 from rfaas.launch.libraries import Libraries
+from rfaas.launch.node import PRIVATE
+from rfaas.launch.output import Output, Outputs
 from rfaas.launch.workers import WorkerProcess, Zygote, exit_text
 from rfaas.launch.zygote import Started
 from rfaas.proto.messages import StartWorker, Usage
@@ -53,11 +56,13 @@ class Pool:
         over: Callable[[Over], None],
         lost: Callable[[str], None],
     ) -> None:
+        self.outputs = Outputs()
         self.libraries = Libraries(config.library_cache_bytes_max)
         self._config = config
         self._clock = clock
         self._supervisor = Supervisor(cpus, config.workers_crashed_max)
         self._node = zygote.node
+        self._levels = Levels(zygote.node, {})
         self._zygote = Zygote(zygote.pid, zygote.sock, lost)
         self._processes: dict[int, WorkerProcess] = {}
         self._exited = exited
@@ -71,29 +76,28 @@ class Pool:
         return self._supervisor.leases
 
     async def offered(self) -> tuple[str, ...]:
-        """The levels of isolation that this node grants: allowed here, and to be had here."""
-        allowed, degrade = self._node.levels.split(), self._node.degrade.split()
-        found = await self._zygote.levels()
-        demanded = allowed != ["all"]
-        if demanded and (unknown := set(allowed).difference(found)):
-            raise ConfigError(
-                f"sandbox.levels: no level of isolation is called {min(unknown)!r}",
-                hint=f"there is {', '.join(found)}",
-            )
-        offered = []
-        for name in allowed if demanded else found:
-            missing = [one for one in found[name] if one.part not in degrade]
-            if not missing:
-                offered.append(name)
-            for one in found[name]:
-                log.log(
-                    logging.WARNING if demanded or not missing else logging.INFO,
-                    "isolation %s lacks %s: %s",
-                    name,
-                    one.part,
-                    one.why,
-                )
-        return tuple(offered)
+        """The levels of isolation that this node grants: allowed here, and to be had here.
+
+        Raises:
+            ConfigError: a level that `sandbox.levels` names does not exist, or cannot be had.
+        """
+        self._levels = Levels(self._node, await self._zygote.levels())
+        # Its client is told with its lease; all others by our log.
+        self._levels.tell(quiet=self._config.name == PRIVATE)
+        return self._levels.offered
+
+    def default_level(self) -> str:
+        """What a private executor gives a lease that does not say."""
+        return self._levels.default()
+
+    def lacks(self, level: str) -> tuple[str, ...]:
+        """The parts that a level lacks here."""
+        return tuple(one.part for one in self._levels.found[level])
+
+    def described(self, level: str) -> str:
+        """The level, and what it lacks, in words."""
+        lacks = self.lacks(level)
+        return f"{level} (without {', '.join(lacks)})" if lacks else level
 
     async def open(self, claims: Claims) -> LeaseOnNode:
         """Take a lease on, or its renewal; waits a moment for cores that are about to be free."""
@@ -148,6 +152,8 @@ class Pool:
             cpus=lease.cpus,
             container=container,
         )
+        output = Output(aloud=self._config.name == PRIVATE)
+        self.outputs.keep(request.lease, output)
         task = LoadLibrary(
             ring_bytes=process.ring_bytes,
             cpus=lease.cpus,
@@ -161,7 +167,7 @@ class Pool:
         try:
             await asyncio.wait_for(
                 process.start(
-                    self._zygote, order, task, library_fd, lambda d: self._died(worker, d)
+                    self._zygote, order, output, task, library_fd, lambda d: self._died(worker, d)
                 ),
                 self._config.load_timeout_s,
             )
@@ -235,6 +241,7 @@ class Pool:
             process.end_rings()
             await process.close()
         self.libraries.close()
+        self.outputs.close()
 
     def _usage(self, lease: str) -> Usage:
         found = self._supervisor.leases[lease]
@@ -255,7 +262,9 @@ class Pool:
 
     def _died(self, worker: Worker, death: WorkerDied | None) -> None:
         process = self._processes[worker.number]
-        text = f"the worker died: {exit_text(death)}" if death else "its zygote is gone"
+        self.outputs.end(worker.lease)
+        output = self.outputs.tail(worker.lease) or b""
+        text = f"the worker died: {exit_text(death, output)}" if death else "its zygote is gone"
         log.info("lease %s: worker %d: %s", worker.lease[:8], process.pid, worker.reason or text)
         self._finish(worker, process, text)
 

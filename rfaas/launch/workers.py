@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import socket
 import time
@@ -19,6 +20,7 @@ from msgspec.structs import replace
 from rfaas.control.aio import AsyncLink, no_silent_end
 from rfaas.core.accounting import usage_of
 from rfaas.errors import InternalError, LibraryError, WorkerCrashedError, from_wire
+from rfaas.launch.output import Output
 from rfaas.native._worker import end_ring
 from rfaas.proto import wire
 from rfaas.proto.messages import Endpoint, Error, Usage
@@ -37,6 +39,7 @@ from rfaas.transport import ring
 CLOSE_TIMEOUT_S = 2.0  # for the zygote to end its workers; it needs a few milliseconds
 CLOSE_POLL_S = 0.002
 ZYGOTE_GONE = "the zygote is gone: no worker can be started"
+_CRASHED = re.compile(rb"\nrfaas worker: crashed at address (0x[0-9a-f]{1,16})\n\Z")
 PTHREAD_EXIT_STATUS = 72  # native/lane.c, thread_exited
 
 
@@ -61,15 +64,20 @@ class Zygote:
         """The levels of isolation that there are, and what each lacks on this node."""
         return await asyncio.shield(self._levels)
 
-    async def spawn(self, order: SpawnWorker) -> tuple[int, asyncio.Future[WorkerDied], AsyncLink]:
-        """A new worker: its process id, the future of its death, and its link."""
+    async def spawn(
+        self, order: SpawnWorker, output_fd: int = 2
+    ) -> tuple[int, asyncio.Future[WorkerDied], AsyncLink]:
+        """A new worker: its process id, the future of its death, and its link.
+
+        What it writes goes to `output_fd`, which stays the caller's.
+        """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self._next_id += 1
         answer = self._spawning[self._next_id] = asyncio.get_running_loop().create_future()
         link = AsyncLink(ours, "a worker")
         try:
             with theirs:
-                self._link.send(replace(order, id=self._next_id), [theirs.fileno()])
+                self._link.send(replace(order, id=self._next_id), [theirs.fileno(), output_fd])
             pid, death = await answer
         except BaseException:
             await link.close()
@@ -148,6 +156,7 @@ class WorkerProcess:
         self,
         zygote: Zygote,
         order: SpawnWorker,
+        output: Output,
         task: LoadLibrary,
         library_fd: int,
         died: Callable[[WorkerDied | None], None],
@@ -161,7 +170,8 @@ class WorkerProcess:
         """
         self.rings_fd = ring.create(self.lanes, self.slots, self.slot_bytes)
         self._account_fd = ring.create_account(self.lanes)
-        self.pid, self._death, self._link = await zygote.spawn(order)
+        self.pid, self._death, self._link = await zygote.spawn(order, output.fd)
+        output.started()
         self._death.add_done_callback(
             lambda death: died(None if death.exception() else death.result())
         )
@@ -205,9 +215,14 @@ class WorkerProcess:
         self.rings_fd = self._account_fd = -1
 
 
-def exit_text(death: WorkerDied) -> str:
-    """How a process ended, in words, and the limit that it ran into."""
+def exit_text(death: WorkerDied, output: bytes = b"") -> str:
+    """How a process ended, in words, and the limit that it ran into.
+
+    `output` is the end of what it wrote: a worker that crashes says there at which address.
+    """
     why = f": {death.why}" if death.why else ""
+    if found := _CRASHED.search(output):
+        why = f" at address {found[1].decode()}{why}"
     if os.WIFSIGNALED(death.status):
         number = os.WTERMSIG(death.status)
         try:

@@ -115,9 +115,9 @@ def _obey(link: Link, workers: Workers, worker_main: WorkerMain, node: SandboxCo
     while (message := link.receive(0.0)) is not None:
         match message:
             case SpawnWorker():
-                (fd,) = link.take_fds()
+                fd, output_fd = link.take_fds()
                 try:
-                    worker = _start_worker(message, node, fd, worker_main)
+                    worker = _start_worker(message, node, fd, output_fd, worker_main)
                 except OSError as error:  # its own lease's loss, and nobody else's
                     link.send(_no_fork(message.id, error))
                 except RfaasError as error:
@@ -130,6 +130,7 @@ def _obey(link: Link, workers: Workers, worker_main: WorkerMain, node: SandboxCo
                     link.send(WorkerSpawned(id=message.id, pid=worker.pid))
                 finally:
                     os.close(fd)
+                    os.close(output_fd)
             case LimitWorker() if message.pid in workers:
                 workers[message.pid].limit(message.limits, message.cpus)
             case KillWorker() if message.pid in workers:
@@ -167,7 +168,7 @@ def _reap(link: Link, workers: Workers) -> None:
 
 
 def _start_worker(
-    order: SpawnWorker, node: SandboxConfig, fd: int, worker_main: WorkerMain
+    order: SpawnWorker, node: SandboxConfig, fd: int, output_fd: int, worker_main: WorkerMain
 ) -> sandbox.Confined:
     def run(parent: int, prepare: Callable[[], None]) -> NoReturn:
         """What the new process does."""
@@ -176,6 +177,7 @@ def _start_worker(
             os.setsid()  # a group of its own, so that what it starts can be killed with it
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            os.dup2(output_fd, 2)
             worker_link = Link(socket.socket(fileno=os.dup(fd)), "the executor")
             _close_all_but(worker_link.fileno())
             _become_child(parent, "rfaas-worker", signal.SIGKILL)

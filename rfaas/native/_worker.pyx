@@ -57,6 +57,7 @@ cdef extern from "lane.h" nogil:
     void lane_loop(worker_lane *lane)
     int lane_start(worker_lane *lane)
     void lane_stop(worker_lane *lane)
+    void fault_report()
     void store_release(uint32_t *p, uint32_t value)
     void futex_wake(uint32_t *word)
     uint32_t FUNCTIONS_MAX
@@ -70,6 +71,11 @@ def die_with_parent(int signal, str name):
     if prctl(PR_SET_PDEATHSIG, signal):
         raise errors.SystemCallError("prctl(PR_SET_PDEATHSIG) failed")
     prctl(PR_SET_NAME, <unsigned long><char *>raw)
+
+
+def report_faults():
+    """Have a crash of this process say on stderr at which address it was."""
+    fault_report()
 
 
 def adopt_orphans():

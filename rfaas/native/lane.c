@@ -125,6 +125,7 @@ void lane_loop(worker_lane *lane) {
 
 static void *lane_main(void *argument) {
     worker_lane *lane = argument;
+    fault_stack();
     pthread_cleanup_push(thread_exited, NULL);
     lane->loop(lane);
     pthread_cleanup_pop(0);

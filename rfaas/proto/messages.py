@@ -17,6 +17,7 @@ that names both.  Replies are the message that stands under "answered by", or
                             SendLibrary...    LibraryStored (after the last part)
                             StartWorker       WorkerStarted (with what the transport offers)
                             StopWorker        WorkerStopped
+                            GetOutput         WorkerOutput
     executor -> client      WorkerExited      (notice)
                             ImageProgress     (notice)
                             LeaseEnded        (notice)
@@ -44,6 +45,7 @@ from rfaas.proto.wire import SECRET_BYTES
 PROTOCOL_VERSION = 1
 FRAME_BYTES_MAX = 64 * 1024
 LIBRARY_PART_BYTES_MAX = 48 * 1024  # leaves room for the frame's other fields
+OUTPUT_BYTES_MAX = 32 * 1024  # of what a worker has written, in one message
 LIBRARY_BYTES_MAX = 512 * 1024 * 1024
 # 34 bytes each, beside names of 3 KiB: what a frame holds.  A manager that knows the node keeps
 # those beyond; to one that does not they are unknown, and they end by their tokens' time.
@@ -120,8 +122,12 @@ class RequestLease(Message, frozen=True):
     cores: Cores
     memory_bytes: Bytes
     duration_s: Seconds
+<<<<<<< HEAD
     isolation: Name = "process"
     image: ImageName = ""
+=======
+    isolation: Name = "sandbox"
+>>>>>>> sandbox
 
 
 class LeaseGranted(Message, frozen=True):
@@ -337,6 +343,8 @@ class WorkerStarted(Message, frozen=True):
     more: bool = False
     endpoint: Endpoint | None = None
     steps_ns: dict[str, int] = {}
+    isolation: Name = "process"  # the level that was obtained
+    lacks: Annotated[tuple[Name, ...], Meta(max_length=64)] = ()  # the parts that it has not
 
 
 class ImageProgress(Message, frozen=True):
@@ -375,11 +383,29 @@ class WorkerStopped(Message, frozen=True):
 
 
 class WorkerExited(Message, frozen=True):
-    """The lease's worker is gone; its rings say ENDED.  `text` says how it died."""
+    """The lease's worker is gone; its rings say ENDED.  `text` says how it died.
+
+    `output` is the end of what it wrote to stdout and stderr.
+    """
 
     lease: LeaseId
     worker: Count
     text: Text
+    output: Annotated[bytes, Meta(max_length=OUTPUT_BYTES_MAX)] = b""
+
+
+class GetOutput(Message, frozen=True):
+    """Ask for the end of what a lease's latest worker wrote, from byte `start` of it on."""
+
+    lease: LeaseId
+    start: Count = 0
+
+
+class WorkerOutput(Message, frozen=True):
+    """A part of it; `more` when another follows."""
+
+    data: Annotated[bytes, Meta(max_length=OUTPUT_BYTES_MAX)]
+    more: bool = False
 
 
 class AdoptLink(Message, frozen=True):

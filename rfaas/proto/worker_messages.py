@@ -86,7 +86,7 @@ class ContainerTask(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 
 class SpawnWorker(Message, frozen=True):
-    """Start a worker at a level of isolation; the descriptor that comes along is its end of a link.
+    """Start a worker at a level of isolation; two descriptors: its end of a link, its stderr.
 
     It may use the processors `cpus`, where they are known.  One that waits in a pool has no lease
     yet, and gets its limits by `LimitWorker`.

@@ -32,6 +32,7 @@ from rfaas.errors import (
     ProtocolError,
     RfaasError,
     SystemCallError,
+    UsageError,
 )
 from rfaas.launch.images import Images
 from rfaas.launch.libraries import Upload
@@ -148,7 +149,8 @@ class Executor:
     def _exited(self, lease: str, worker: int, text: str) -> None:
         client = self._clients.get(lease)
         if client is not None:
-            client.notify(m.WorkerExited(lease=lease, worker=worker, text=text))
+            output = (self._pool.outputs.tail(lease) or b"")[-m.OUTPUT_BYTES_MAX :]
+            client.notify(m.WorkerExited(lease=lease, worker=worker, text=text, output=output))
 
     def _over(self, over: Over) -> None:
         log.info(
@@ -206,9 +208,13 @@ class Executor:
                     reply = await self._release(client, message)
                 case m.SendLibrary():
                     reply = self._take_library(client, message)
+                case m.GetOutput():
+                    reply = self._output(message)
                 case m.ListFunctions():
                     reply = self._functions(message)
                 case m.RequestLease():
+                    if self._config.name == PRIVATE and message.isolation == "default":
+                        message = replace(message, isolation=self._pool.default_level())
                     reply = self._authority.answer(message)
                     if isinstance(reply, m.LeaseGranted):
                         self._keep_granted(client, reply.lease)
@@ -274,9 +280,10 @@ class Executor:
         container = await self._container(request.lease)
         worker, process, lease = await self._pool.start(request, carrier.name, host, container)
         log.info(
-            "lease %s: worker %d serves %d lanes on processors %s",
+            "lease %s: worker %d, isolation %s, serves %d lanes on processors %s",
             request.lease[:8],
             process.pid,
+            self._pool.described(lease.claims.isolation),
             process.lanes,
             ",".join(map(str, lease.cpus)),
         )
@@ -292,6 +299,8 @@ class Executor:
             more=more,
             endpoint=process.endpoint,
             steps_ns=process.steps_ns,
+            isolation=lease.claims.isolation,
+            lacks=self._pool.lacks(lease.claims.isolation),
         )
         return started, carrier.offer(process.rings_fd)
 
@@ -325,6 +334,13 @@ class Executor:
                 upload.close()
         return m.LibraryStored(received=upload.received)
 
+    def _output(self, request: m.GetOutput) -> m.WorkerOutput:
+        written = self._pool.outputs.tail(request.lease)
+        if written is None:
+            raise UsageError(f"lease {request.lease[:8]} has had no worker on this node")
+        end = request.start + m.OUTPUT_BYTES_MAX
+        return m.WorkerOutput(data=written[request.start : end], more=len(written) > end)
+
     def _functions(self, request: m.ListFunctions) -> m.Functions:
         process = self._pool.process(request.lease)
         names, more = names_page(process.functions if process else [], request.start)
@@ -350,6 +366,7 @@ class Executor:
             address=self._config.address,
             facts={
                 "cores": self._node.cores,
+                "isolation": ", ".join(map(self._pool.described, self._node.isolation)),
                 "leases": len(usage),
                 "calls of live leases": sum(one.calls for one in usage),
             },

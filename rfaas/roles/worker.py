@@ -15,7 +15,7 @@ from rfaas import sandbox
 from rfaas.control.link import Link
 from rfaas.core.elf import read_functions
 from rfaas.errors import PeerLostError, ProtocolError, RfaasError, SystemCallError
-from rfaas.native._worker import Library
+from rfaas.native._worker import Library, report_faults
 from rfaas.proto import wire
 from rfaas.proto.codec import names_page
 from rfaas.proto.messages import Error
@@ -73,6 +73,7 @@ def _load(link: Link, task: LoadLibrary) -> Served:
     with mmap.mmap(library_fd, 0, prot=mmap.PROT_READ) as image:
         table = read_functions(image, os.uname().machine)
     steps.done("read_functions")
+    report_faults()
     library = Library(library_fd)
     library.bind(table)
     steps.done("load")

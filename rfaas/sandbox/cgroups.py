@@ -2,7 +2,8 @@
 
 Each worker gets a group beneath the one that the executor runs in, for each hierarchy
 that may be written: version 2, or 1 on machines that are still hybrid.  Groups that
-are not ours are left alone; ours are called `rfaas-<zygote>-<number>`.
+are not ours are left alone; ours are called rfaas-NAMESPACE-ZYGOTE-NUMBER, the first being the
+inode of the process namespace that the second is a process of.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import errno
 import functools
 import os
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from itertools import count
@@ -20,6 +22,7 @@ from rfaas.proto.worker_messages import Lack, Limits
 
 CONTROLLERS = ("memory", "pids", "cpuset")
 BASE_BYTES = 64 << 20  # what a worker itself touches of its own, before the function allocates
+STALE_S = 60.0  # a group that old and without a process is in nobody's hands
 BASE_PROCESSES = 2  # its init, and its main thread
 HINT = "delegate a group to the executor: Delegate=yes in its systemd unit"
 _PREFIX = "rfaas-"
@@ -113,15 +116,15 @@ class Groups:
 
     def __init__(self) -> None:
         self.places, self.why = find()
+        self._name = name_of(os.getpid())
         self._numbers = count(1)
-        if self.places.folders:
-            sweep(self.places)
+        sweep(self.places)
 
     def make(self) -> Group | None:
         """A new group, or None where there can be none."""
         if not self.places.folders:
             return None
-        return Group(self.places, f"{_PREFIX}{os.getpid()}-{next(self._numbers)}")
+        return Group(self.places, f"{self._name}{next(self._numbers)}")
 
 
 @functools.cache
@@ -171,17 +174,22 @@ def find() -> tuple[Places, str]:
     return places, why if places.missing else ""
 
 
-def sweep(places: Places) -> None:
-    """Remove the empty groups of executors that are gone."""
+def name_of(zygote: int) -> str:
+    """How the names of a zygote's groups begin."""
+    return f"{_PREFIX}{os.stat('/proc/self/ns/pid').st_ino}-{zygote}-"
+
+
+def sweep(places: Places, name: str = "") -> None:
+    """Remove empty groups of ours: those whose name begins so, or by default all that are old."""
     for folder in set(places.folders.values()):
         with suppress(OSError):
-            for name in os.listdir(folder):
-                pid, _, number = name.removeprefix(_PREFIX).partition("-")
-                if not name.startswith(_PREFIX) or not pid.isdigit() or not number.isdigit():
+            for found in os.listdir(folder):
+                if not found.startswith(name or _PREFIX):
                     continue
-                if not os.path.exists(f"/proc/{pid}"):
-                    with suppress(OSError):
-                        os.rmdir(f"{folder}/{name}")
+                path = f"{folder}/{found}"
+                with suppress(OSError):
+                    if name or time.time() - os.stat(path).st_ctime > STALE_S:
+                        os.rmdir(path)
 
 
 def _own_groups() -> dict[str, str]:
@@ -238,7 +246,7 @@ def _enable(folder: str) -> list[str]:
 
 def _try(folder: str) -> None:
     """Raises OSError where no group can be made in `folder`."""
-    name = f"{folder}/{_PREFIX}{os.getpid()}-0"
+    name = f"{folder}/{name_of(os.getpid())}0"
     os.mkdir(name)
     os.rmdir(name)
 
