@@ -55,12 +55,8 @@ Words = Annotated[
         description="words of small letters, digits and -, with spaces between them",
     ),
 ]
-<<<<<<< HEAD
 Patterns = Annotated[str, Meta(max_length=4095, pattern=r"^[^\x00]*$")]
-Switch = Literal["yes", "no"]
-=======
 Switch = Annotated[bool, Meta()]
->>>>>>> sandbox
 Cores = Annotated[int, Meta(ge=1, le=65536)]
 Duration = Annotated[float, Meta(ge=0.1, le=_TEN_YEARS_S)]
 
@@ -116,12 +112,10 @@ class LeaseConfig(Section, frozen=True):
 
     cores: Cores = 1
     memory: Size = 1 << 30
-<<<<<<< HEAD
-    isolation: Literal["none", "process", "sandbox", "bubblewrap", "container"] = "process"
+    isolation: Literal["default", "none", "process", "sandbox", "bubblewrap", "container"] = (
+        "default"
+    )
     image: Path = ""
-=======
-    isolation: Literal["default", "none", "process", "sandbox", "container"] = "default"
->>>>>>> sandbox
 
 
 class SandboxConfig(Section, frozen=True):
@@ -147,9 +141,9 @@ class ContainerConfig(Section, frozen=True):
     pull_timeout_s: Annotated[float, Meta(ge=1, le=86400)] = 600.0
     store: Path = ""
     registry_auth: Path = ""
-    registry_insecure: Switch = "no"
+    registry_insecure: Switch = False
     podman_runtime: Name = ""
-    docker_rdma_sriov: Switch = "no"
+    docker_rdma_sriov: Switch = False
     docker_network: Name = ""
     docker_address: Name = ""
     docker_volume: Path = ""

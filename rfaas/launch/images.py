@@ -71,7 +71,8 @@ class Images:
                 hint=f"it takes {' '.join(patterns) or 'none'} (container.images)",
             )
         engine = engines.chosen(self._config.engine)
-        options = {key: str(getattr(self._config, key)) for key in self._config.__struct_fields__}
+        keys = self._config.__struct_fields__
+        options = {key: _text(getattr(self._config, key)) for key in keys}
         async with self._fetching.setdefault(reference, asyncio.Lock()):
             if engine.takes_trees:
                 root = await self._tree(image, say)
@@ -153,7 +154,7 @@ class Images:
         command = ["skopeo", "copy", "--preserve-digests"]
         if self._config.registry_auth:
             command += ["--authfile", self._config.registry_auth]
-        if self._config.registry_insecure == "yes":
+        if self._config.registry_insecure:
             command += ["--src-tls-verify=false"]
         return [*command, f"docker://{image}", f"oci:{layout}:image"]
 
@@ -220,6 +221,11 @@ class Images:
                     say(line[:LINE_MAX])
         if rest.strip():
             lines.append(rest.decode("utf-8", "replace").strip())
+
+
+def _text(value: object) -> str:
+    """A value of the configuration, for engines; "" is false as well."""
+    return ("true" if value else "") if isinstance(value, bool) else str(value)
 
 
 def _refusal(name: str, program: str, status: int, lines: list[str]) -> RfaasError:

@@ -86,6 +86,7 @@ static void confine(const inside_task *task) {
 static lane_function *load(const inside_task *task, int fd, const char *name, const char *end) {
     char path[64];
     snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    fault_report();
     void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
     if (!library) {
         const char *text = dlerror(), *colon = strstr(text, ": ");

@@ -122,12 +122,8 @@ class RequestLease(Message, frozen=True):
     cores: Cores
     memory_bytes: Bytes
     duration_s: Seconds
-<<<<<<< HEAD
-    isolation: Name = "process"
-    image: ImageName = ""
-=======
     isolation: Name = "sandbox"
->>>>>>> sandbox
+    image: ImageName = ""
 
 
 class LeaseGranted(Message, frozen=True):

@@ -41,7 +41,8 @@ if TYPE_CHECKING:
 CHANNEL_FD = 3  # the program's end of its socket
 END_TIMEOUT_S = 1.5  # for an engine to go by itself, once its container is gone
 TEXT_MAX = 4096  # of what an engine says before its container runs
-LINE_BYTES = 64 * 1024
+PART_BYTES = 64 * 1024
+PARTS_LAST = 4  # of what was printed last: a pipe holds one
 
 
 class Container(Protocol):
@@ -230,7 +231,7 @@ class _Keeper:
             container.close()
         _end_children()
         if self._words >= 0:
-            self._relay()
+            self._relay(PARTS_LAST)
 
     def _start_engine(self, container: Container) -> None:
         theirs: socket.socket | None = None
@@ -343,18 +344,21 @@ class _Keeper:
         """The program or its engine is gone, and has not said how the worker ended."""
         assert self._container is not None
         status = self._wait_for_engine()
-        self._relay()
+        self._relay(PARTS_LAST)
         if wanted == inside.HELLO:
             text = self._said.decode("utf-8", "replace").strip()
             raise self._container.explain(status, text)
         # With its init: a limit of memory, or somebody's kill.
         self.status = status if os.WIFSIGNALED(status) else signal.SIGKILL
 
-    def _relay(self) -> bool:
-        """Pass on what was printed; False at its end."""
-        while True:
+    def _relay(self, parts: int = 1) -> bool:
+        """Pass on what was printed, at most so many parts of it; False at its end.
+
+        One part in between looks at all else: who floods us waits, and is heard no less.
+        """
+        for _ in range(parts):
             try:
-                data = os.read(self._words, LINE_BYTES)
+                data = os.read(self._words, PART_BYTES)
             except BlockingIOError:
                 return True
             if not data:
@@ -363,6 +367,7 @@ class _Keeper:
                 self._said += data[: TEXT_MAX - len(self._said)]
             with suppress(OSError):
                 os.write(2, data)
+        return True
 
     def _reap_engine(self) -> bool:
         """Whether the engine is gone; `_engine_status` is how."""

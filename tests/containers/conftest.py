@@ -124,7 +124,7 @@ def made(site: Site, request: pytest.FixtureRequest) -> Iterator[Node]:
             own: Registry = request.getfixturevalue("own_registry")
             store: Path = request.getfixturevalue("podman_store")
             site.environ["CONTAINERS_STORAGE_CONF"] = str(store)
-            site.set(container__registry_auth=own.auth, container__registry_insecure="yes")
+            site.set(container__registry_auth=own.auth, container__registry_insecure="true")
         site.set(container__engine=engine, lease__image=reference)
     yield node
     site.close()

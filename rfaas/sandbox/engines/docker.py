@@ -30,7 +30,7 @@ class Docker:
 
     def command(self, job: Job) -> list[str]:
         options = job.options
-        if options.get("docker_rdma_sriov") == "yes":
+        if options.get("docker_rdma_sriov"):
             command = ["docker_rdma_sriov", "run", "--rm", "-i"]
             command += [f"--net={options['docker_network']}"]
             if address := options.get("docker_address"):

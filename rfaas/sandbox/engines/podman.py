@@ -48,7 +48,7 @@ class Podman:
         command = [*_podman(options), "pull"]
         if auth := options.get("registry_auth"):
             command += ["--authfile", auth]
-        if options.get("registry_insecure") == "yes":
+        if options.get("registry_insecure"):
             command.append("--tls-verify=false")
         return [[*command, image]]
 
