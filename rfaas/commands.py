@@ -86,6 +86,14 @@ def build_parser(only: str = "") -> argparse.ArgumentParser:
         if name == "leases":
             command.add_argument("--all", action="store_true", help="also those that ended lately")
         _add_common(command, CLIENT_FLAGS)
+    logs = commands.add_parser(
+        "logs",
+        help="print what the functions of a lease have written",
+        description="Print the last 64 KiB that the lease's latest worker wrote to its standard "
+        "output and error, also of a lease that is over.",
+    )
+    logs.add_argument("lease", metavar="LEASE", help="its id, or the beginning of it")
+    _add_common(logs, CLIENT_FLAGS)
     _add_bench(commands)
     demo = commands.add_parser(
         "demo",

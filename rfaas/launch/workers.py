@@ -13,6 +13,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from msgspec.structs import replace
@@ -34,6 +35,7 @@ from rfaas.proto.worker_messages import (
     WorkerDied,
     WorkerSpawned,
 )
+from rfaas.sandbox import cgroups
 from rfaas.transport import ring
 
 CLOSE_TIMEOUT_S = 2.0  # for the zygote to end its workers; it needs a few milliseconds
@@ -51,6 +53,9 @@ class Zygote:
 
     def __init__(self, pid: int, sock: socket.socket, lost: Callable[[str], None]) -> None:
         self._pid = pid
+        self._groups = ""  # how the names of its control groups begin
+        with suppress(OSError):  # it is gone already, and has made none
+            self._groups = cgroups.name_of(pid)
         self._link = AsyncLink(sock, "the zygote")
         self._lost = lost
         self._spawning: dict[int, asyncio.Future[tuple[int, asyncio.Future[WorkerDied]]]] = {}
@@ -93,12 +98,13 @@ class Zygote:
         self._reader.cancel()
         await asyncio.gather(self._reader, return_exceptions=True)
         await self._link.close()
-        for _ in range(round(CLOSE_TIMEOUT_S / CLOSE_POLL_S)):
-            if os.waitpid(self._pid, os.WNOHANG)[0]:  # noqa: ASYNC222 - does not block
-                return
-            await asyncio.sleep(CLOSE_POLL_S)
-        os.kill(self._pid, signal.SIGKILL)
-        os.waitpid(self._pid, 0)  # noqa: ASYNC222 - it was killed
+        if not await _within(lambda: os.waitpid(self._pid, os.WNOHANG)[0] != 0):
+            os.kill(self._pid, signal.SIGKILL)
+            os.waitpid(self._pid, 0)  # noqa: ASYNC222 - it was killed
+        # A zygote that was killed has removed no groups; its workers are about to be gone.
+        if self._groups:
+            places, _ = cgroups.find()
+            await _within(lambda: not cgroups.sweep(places, self._groups))
 
     async def _read(self) -> None:
         with no_silent_end("the link to the zygote", lambda _: None):  # what follows is the same
@@ -130,6 +136,15 @@ class Zygote:
                         answer.set_exception(from_wire(message.code, message.text, message.hint))
                 case WorkerDied():
                     self._deaths.pop(message.pid).set_result(message)
+
+
+async def _within(look: Callable[[], bool]) -> bool:
+    """Whether `look` returns true within CLOSE_TIMEOUT_S."""
+    for _ in range(round(CLOSE_TIMEOUT_S / CLOSE_POLL_S)):
+        if look():
+            return True
+        await asyncio.sleep(CLOSE_POLL_S)
+    return False
 
 
 class WorkerProcess:

@@ -2,6 +2,7 @@
 """Shutting the calling process in; what there must be is decided in rfaas/sandbox."""
 from libc.errno cimport errno
 from libc.stdlib cimport free, malloc
+from libc.string cimport memset
 
 import os
 
@@ -11,6 +12,7 @@ cdef extern from "jail.h" nogil:
     int jail_clone(unsigned long namespaces)
     void jail_keep(int worker, int fd)
     int jail_root(const char **paths, size_t count, const char **what)
+    void jail_forget()
     int jail_drop(const char **what)
     int jail_landlock_abi()
     int jail_landlock(const char **what)
@@ -92,6 +94,18 @@ def enter_root(paths):
         _check(jail_root(raw, count, &what), what)
     finally:
         free(raw)
+
+
+def forget():
+    """Overwrite the environment and the arguments: they are those of who started us."""
+    cdef bytes text
+    jail_forget()
+    for pair in os.environ._data.items():
+        for text in pair:
+            # SAFETY: nobody else has these objects but, of one byte, the whole interpreter.
+            if len(text) > 1:
+                memset(<char *>text, 0, len(text))
+    os.environ._data.clear()
 
 
 def drop():

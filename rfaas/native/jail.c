@@ -10,6 +10,7 @@
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
@@ -21,6 +22,7 @@
 #define COUNT_OF(array) (sizeof(array) / sizeof *(array))
 #define CAPABILITY_MAX 63
 #define STATUS_FD 3
+#define MAX_ARGUMENTS (8UL << 20) /* arguments and environment: a quarter of the stack, execve(2) */
 
 /* What older headers lack; linux/mount.h, linux/landlock.h, asm-generic/unistd.h */
 #ifndef SYS_mount_setattr
@@ -40,6 +42,8 @@
 #define ACCESS_EXECUTE (1ULL << 0)
 #define ACCESS_READ_FILE (1ULL << 2)
 #define ACCESS_READ_DIR (1ULL << 3)
+
+extern char **environ;
 
 struct mount_attributes {
     uint64_t set, clear, propagation, userns_fd;
@@ -148,6 +152,31 @@ int jail_root(const char *const *paths, size_t count, const char **what) {
                 sizeof attributes))
         return failed(what, "make the root read-only");
     return 0;
+}
+
+void jail_forget(void) {
+    char line[4096];
+    unsigned long start = 0, end = 0;
+    for (char **one = environ; one && *one; one++)
+        explicit_bzero(*one, strlen(*one));
+    if (environ)
+        *environ = NULL;
+    /* From the arguments' start to the environment's end; fields 48 to 51, proc_pid_stat(5). */
+    const int fd = open("/proc/self/stat", O_RDONLY | O_CLOEXEC);
+    const ssize_t size = fd < 0 ? 0 : read(fd, line, sizeof line - 1);
+    if (fd >= 0)
+        close(fd);
+    line[size > 0 ? size : 0] = 0;
+    const char *field = strrchr(line, ')'); /* the name before may hold anything */
+    for (int number = 2; field && number < 51; number++) {
+        field = strchr(field + 1, ' ');
+        if (field && number == 47)
+            start = strtoul(field, NULL, 10);
+    }
+    end = field ? strtoul(field, NULL, 10) : 0;
+    /* SAFETY: the kernel put these bytes on our stack, beyond every frame; no code uses them. */
+    if (start && end > start && end - start < MAX_ARGUMENTS)
+        explicit_bzero((void *)start, end - start);
 }
 
 int jail_drop(const char **what) {

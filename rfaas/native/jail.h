@@ -21,6 +21,9 @@ void jail_keep(pid_t worker, int fd) __attribute__((noreturn));
  * folders of `paths`, and the calling process's own descriptors at /proc/self/fd. */
 int jail_root(const char *const *paths, size_t count, const char **what);
 
+/* Overwrite the environment and the arguments, where the kernel and libc have them. */
+void jail_forget(void);
+
 /* No capability, now or after any exec, and no new privileges. */
 int jail_drop(const char **what);
 

@@ -138,7 +138,12 @@ def _report(config: Config, options: argparse.Namespace) -> int:
             f"a private executor has no {options.command}", hint="leave out --executor private"
         )
     with Session(replace(config, client=client)) as session:
-        if options.command == "status":
+        if options.command == "logs":
+            from rfaas.client.logs import output_of
+
+            sys.stdout.buffer.write(output_of(session, options.lease))
+            sys.stdout.flush()
+        elif options.command == "status":
             _print_status(session, options.json)
         elif options.command == "nodes":
             nodes = session.nodes()

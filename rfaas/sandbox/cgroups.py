@@ -2,8 +2,8 @@
 
 Each worker gets a group beneath the one that the executor runs in, for each hierarchy
 that may be written: version 2, or 1 on machines that are still hybrid.  Groups that
-are not ours are left alone; ours are called rfaas-NAMESPACE-ZYGOTE-NUMBER, the first being the
-inode of the process namespace that the second is a process of.
+are not ours are left alone; ours are called rfaas-NAMESPACE-ZYGOTE-START-NUMBER, the first
+being the inode of the process namespace that the second is a process of.
 """
 
 from __future__ import annotations
@@ -175,21 +175,30 @@ def find() -> tuple[Places, str]:
 
 
 def name_of(zygote: int) -> str:
-    """How the names of a zygote's groups begin."""
-    return f"{_PREFIX}{os.stat('/proc/self/ns/pid').st_ino}-{zygote}-"
+    """How the names of a running zygote's groups begin.  Raises OSError where it has gone."""
+    # Numbers of namespaces and processes are used again; 22: when it started, proc_pid_stat(5).
+    started = _read(f"/proc/{zygote}/stat").rpartition(")")[2].split()[22 - 3]
+    return f"{_PREFIX}{os.stat('/proc/self/ns/pid').st_ino}-{zygote}-{started}-"
 
 
-def sweep(places: Places, name: str = "") -> None:
-    """Remove empty groups of ours: those whose name begins so, or by default all that are old."""
+def sweep(places: Places, name: str = "") -> bool:
+    """Remove empty groups of ours: those whose name begins so, or by default all that are old.
+
+    Returns whether one is left that is not empty yet.
+    """
+    busy = False
     for folder in set(places.folders.values()):
         with suppress(OSError):
             for found in os.listdir(folder):
                 if not found.startswith(name or _PREFIX):
                     continue
                 path = f"{folder}/{found}"
-                with suppress(OSError):
+                try:
                     if name or time.time() - os.stat(path).st_ctime > STALE_S:
                         os.rmdir(path)
+                except OSError as error:
+                    busy = busy or error.errno == errno.EBUSY
+    return busy
 
 
 def _own_groups() -> dict[str, str]:

@@ -170,6 +170,7 @@ class SandboxLevel:
     def _prepare(self) -> None:
         """In the new worker: all that does not depend on its task."""
         try:
+            _jail.forget()
             if self._namespaces & _jail.NEWUTS:
                 socket.sethostname("worker")
             _jail.enter_root(self._paths)

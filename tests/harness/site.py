@@ -10,7 +10,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -30,6 +30,7 @@ SETTINGS: Mapping[str, object] = {
     "lane.hot_timeout_ms": 1,
     "lane.slot_bytes": 65536,
     "lease.memory": "64MiB",
+    "lease.isolation": "process",  # test functions speak to tests by files; tests/e2e/test_hostile
 }
 
 _PRELUDE = """
@@ -91,9 +92,9 @@ class Site:
             child.lines.until("executor ")  # it joins the manager, which comes first
         return child
 
-    def start_unready(self, role: str, *flags: str) -> Child:
-        """A role that may not come up."""
-        return self._started([RFAAS, "serve", "--role", role, *flags], role)
+    def start_unready(self, role: str, *flags: str, prefix: Sequence[str] = ()) -> Child:
+        """A role that may not come up; `prefix` is a command that runs it."""
+        return self._started([*prefix, RFAAS, "serve", "--role", role, *flags], role)
 
     def address(self, role: str = "resource-manager") -> str:
         """Where a role listens: "resource-manager", or "executor"."""
