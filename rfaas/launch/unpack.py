@@ -176,7 +176,13 @@ def _extract(archive: tarfile.TarFile, entry: tarfile.TarInfo) -> None:
         return
     if path == "/":
         return
-    os.makedirs(folder, exist_ok=True)
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):  # a file of a lower layer has become a folder
+        while not os.path.lexists(folder):
+            folder = os.path.dirname(folder)
+        _remove(folder)
+        os.makedirs(os.path.dirname(path))
     mode = stat.S_IMODE(entry.mode) & 0o777
     if entry.isdir():
         if not os.path.isdir(path) or os.path.islink(path):
