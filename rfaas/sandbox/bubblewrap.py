@@ -1,8 +1,9 @@
 """Level `bubblewrap`: what `sandbox` holds, by bwrap(1), for sites that trust that more.
 
-The worker sees an empty root with the system's libraries, read-only, a small tmpfs in
-/tmp, its own processes, and no network.  It is `native/inside.c`; its keeper stays outside.
-Run by root, bwrap becomes the user nobody first: not even the owner of its files is root.
+The worker sees an empty root with the named libraries, its own processes and the devices
+that hold nothing (null, zero, random), all of it read-only, and no network.  It is
+`native/inside.c`; its keeper stays outside.  Run by root, bwrap becomes the user nobody
+first: not even the owner of its files is root.
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 NOBODY = 65534
 PROGRAM_FD = 4  # a copy of native/inside.c's program: bwrap reads it, so no path is needed
 PROGRAM = "/rfaas-inside"
-TMP_BYTES = 16 << 20
 INSTALL = "as root: apt-get install bubblewrap"
 
 
@@ -54,7 +54,6 @@ class Bubblewrap:
         for path in self._paths:
             command += ["--ro-bind", path, path]
         command += ["--proc", "/proc", "--dev", "/dev", "--remount-ro", "/dev"]
-        command += ["--size", str(TMP_BYTES), "--tmpfs", "/tmp"]
         command += ["--perms", "0555", "--ro-bind-data", str(PROGRAM_FD), PROGRAM]
         return [*command, "--remount-ro", "/", "--", PROGRAM, self.channel]
 

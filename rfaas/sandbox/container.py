@@ -3,7 +3,7 @@
 The image brings the libraries that the function needs, at least a C library; the worker
 itself, `native/inside.c`, is mounted in.  Which engine runs it is the node's choice
 (`container.engine`); all give it the same: no network, no capability, nothing to write
-to but a small /tmp, no devices.
+to, no devices but those that hold nothing.
 """
 
 from __future__ import annotations

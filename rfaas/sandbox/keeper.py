@@ -169,6 +169,7 @@ class _Keeper:
         self._sock: socket.socket | None = None
         self._words = -1  # what the engine and the worker print
         self._said = b""
+        self._is_inside = False  # whether the container runs
         self._fds = link.take_fds()
         self._wake, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self.status = 0
@@ -196,6 +197,8 @@ class _Keeper:
         hello = self._next(inside.HELLO)
         if hello is None:
             return
+        self._relay()  # what came before
+        self._is_inside = True
         if container.group is not None:  # it waits for its task, and has started nothing
             container.group.join(hello.pid)
         steps = {"engine": time.monotonic_ns() - begun}
@@ -354,7 +357,8 @@ class _Keeper:
     def _relay(self, parts: int = 1) -> bool:
         """Pass on what was printed, at most so many parts of it; False at its end.
 
-        One part in between looks at all else: who floods us waits, and is heard no less.
+        What an engine says before its container runs is no output of a lease: it is kept for
+        an error.  One part in between looks at all else: who floods us waits, and is heard no less.
         """
         for _ in range(parts):
             try:
@@ -363,10 +367,11 @@ class _Keeper:
                 return True
             if not data:
                 return False
-            if len(self._said) < TEXT_MAX:
-                self._said += data[: TEXT_MAX - len(self._said)]
-            with suppress(OSError):
-                os.write(2, data)
+            if self._is_inside:
+                with suppress(OSError):
+                    os.write(2, data)
+            else:
+                self._said = (self._said + data)[-TEXT_MAX:]
         return True
 
     def _reap_engine(self) -> bool:

@@ -107,25 +107,29 @@ def is_zygote(pid: int) -> bool:
         return True  # gone meanwhile
 
 
+def equip(request: pytest.FixtureRequest, site: Site, engine: str) -> None:
+    """Configure a site for an engine, or for bubblewrap; skip where it is not here."""
+    if engine == "bubblewrap":
+        registry.require("bwrap")
+        return
+    registry.require(engine)
+    layout: images.Layout = request.getfixturevalue("layout")
+    reference = layout.reference
+    if engine == "podman":
+        reference = request.getfixturevalue("pushed")
+        own: Registry = request.getfixturevalue("own_registry")
+        store: Path = request.getfixturevalue("podman_store")
+        site.environ["CONTAINERS_STORAGE_CONF"] = str(store)
+        site.set(container__registry_auth=own.auth, container__registry_insecure="true")
+    site.set(container__engine=engine, lease__image=reference)
+
+
 @pytest.fixture
 def made(site: Site, request: pytest.FixtureRequest) -> Iterator[Node]:
     """A node with the engine that the test is parametrized by; not started."""
-    engine: str = request.param
-    node = Node(site, engine)
+    node = Node(site, request.param)
     site.set(executor__resource_manager="none")
-    if engine == "bubblewrap":
-        registry.require("bwrap")
-    else:
-        registry.require(engine)
-        layout: images.Layout = request.getfixturevalue("layout")
-        reference = layout.reference
-        if engine == "podman":
-            reference = request.getfixturevalue("pushed")
-            own: Registry = request.getfixturevalue("own_registry")
-            store: Path = request.getfixturevalue("podman_store")
-            site.environ["CONTAINERS_STORAGE_CONF"] = str(store)
-            site.set(container__registry_auth=own.auth, container__registry_insecure="true")
-        site.set(container__engine=engine, lease__image=reference)
+    equip(request, site, request.param)
     yield node
     site.close()
     assert node.boxes() == []

@@ -17,8 +17,6 @@ import os
 
 from rfaas.sandbox.engines import NOBODY, SOCKET_FOLDER, SOCKET_PROGRAM, Job, socket_inside
 
-TMP_BYTES = 16 << 20
-
 
 class Docker:
     """See the module's docstring; `sandbox.engines.Engine`."""
@@ -40,7 +38,7 @@ class Docker:
         if volume := options.get("docker_volume"):
             command += ["--volume", f"{volume}:/opt:ro"]
         command += ["--name", job.name, "--pull=never", "--log-driver=none", "--hostname=rfaas"]
-        command += ["--read-only", f"--tmpfs=/tmp:rw,nosuid,nodev,size={TMP_BYTES},mode=1777"]
+        command += ["--read-only", "--ipc=none"]
         command += [f"--user={NOBODY}:{NOBODY}", "--cap-drop=ALL"]
         command += ["--security-opt=no-new-privileges", "--init=false"]
         if job.limits.memory_bytes:

@@ -16,7 +16,6 @@ from rfaas.sandbox.engines import NOBODY, PROGRAM, Job
 
 OPEN_FILES = 1024
 PROCESSES = 1024
-TMP_BYTES = 16 << 20
 HYBRID = "/sys/fs/cgroup/unified"
 
 
@@ -31,12 +30,11 @@ class Podman:
         return [
             *_podman(job.options),
             *("run", "--rm", "--name", job.name, "--pull", "never", "--log-driver", "none"),
-            *("--network", "none", "--no-hosts", "--hostname", "rfaas"),
+            *("--network", "none", "--ipc", "none", "--no-hosts", "--hostname", "rfaas"),
             *("--read-only", "--read-only-tmpfs=false", "--user", f"{NOBODY}:{NOBODY}"),
             *("--cap-drop", "all", "--security-opt", "no-new-privileges"),
             *("--ulimit", f"nofile={_limit(resource.RLIMIT_NOFILE, OPEN_FILES)}"),
             *("--ulimit", f"nproc={_limit(resource.RLIMIT_NPROC, PROCESSES)}"),
-            *("--tmpfs", f"/tmp:rw,nosuid,nodev,size={TMP_BYTES},mode=1777"),
             *("--volume", f"{job.program}:{PROGRAM}:ro", "--preserve-fds", "1"),
             *("--entrypoint", PROGRAM, job.image, "3"),
         ]

@@ -13,7 +13,6 @@ from typing import Any
 
 from rfaas.sandbox.engines import NOBODY, PROGRAM, Job
 
-TMP_BYTES = 16 << 20
 MASKED = ("acpi", "asound", "kcore", "keys", "latency_stats", "timer_list", "sched_debug", "scsi")
 READ_ONLY = ("bus", "fs", "irq", "sys", "sysrq-trigger")
 DEVICES = ("null", "zero", "full", "random", "urandom")
@@ -77,7 +76,7 @@ def config(job: Job, *, is_root: bool) -> dict[str, Any]:
             "terminal": False,
             "user": {"uid": NOBODY, "gid": NOBODY},
             "args": [PROGRAM, "3"],
-            "env": ["PATH=/usr/bin:/bin"],
+            "env": [],
             "cwd": "/",
             "capabilities": {
                 kind: []
@@ -90,7 +89,6 @@ def config(job: Job, *, is_root: bool) -> dict[str, Any]:
         "mounts": [
             _mount("/proc", "proc", "proc", "nosuid", "noexec", "nodev"),
             _mount("/dev", "tmpfs", "tmpfs", "nosuid", "mode=755", "size=64k", "ro"),
-            _mount("/tmp", "tmpfs", "tmpfs", "nosuid", "nodev", "mode=1777", f"size={TMP_BYTES}"),
             _mount(PROGRAM, "bind", job.program, "bind", "ro", "nosuid", "nodev"),
         ],
         "linux": linux,
