@@ -20,7 +20,14 @@ from msgspec.structs import replace
 
 from rfaas.control.aio import AsyncLink, no_silent_end
 from rfaas.core.accounting import usage_of
-from rfaas.errors import InternalError, LibraryError, WorkerCrashedError, from_wire
+from rfaas.errors import (
+    InternalError,
+    LibraryError,
+    PeerLostError,
+    ProtocolError,
+    WorkerCrashedError,
+    from_wire,
+)
 from rfaas.launch.output import Output
 from rfaas.native._worker import end_ring
 from rfaas.proto import wire
@@ -135,7 +142,9 @@ class Zygote:
                     if not answer.done():
                         answer.set_exception(from_wire(message.code, message.text, message.hint))
                 case WorkerDied():
-                    self._deaths.pop(message.pid).set_result(message)
+                    death = self._deaths.pop(message.pid)
+                    if not death.done():  # its keeper has told before
+                        death.set_result(message)
 
 
 async def _within(look: Callable[[], bool]) -> bool:
@@ -165,6 +174,7 @@ class WorkerProcess:
         self._account_fd = -1
         self._link: AsyncLink | None = None
         self._death: asyncio.Future[WorkerDied] | None = None
+        self._listening: asyncio.Task[None] | None = None
         self.gone = asyncio.Event()  # set by the executor when all that follows is done
 
     async def start(
@@ -202,11 +212,19 @@ class WorkerProcess:
                     self.steps_ns = message.steps_ns
                     self.endpoint = message.endpoint
                     if not message.more:
+                        self._listening = asyncio.create_task(self._listen(self._link))
                         return
                 case _:
                     raise LibraryError(f"the worker sent {type(message).__name__} while loading")
         death = await asyncio.shield(self._death)
         raise WorkerCrashedError(f"the worker died while it loaded the library: {exit_text(death)}")
+
+    async def _listen(self, link: AsyncLink) -> None:
+        """A keeper tells of its worker's death before all of its container is taken away."""
+        with suppress(PeerLostError, ProtocolError):
+            message = await link.receive()
+            if isinstance(message, WorkerDied) and self._death and not self._death.done():
+                self._death.set_result(message)
 
     def usage(self, allocated_ns: int, carried: Usage) -> Usage:
         """What its lease has used so far, on top of what earlier workers had."""
@@ -222,6 +240,9 @@ class WorkerProcess:
 
     async def close(self) -> None:
         """Let go of the memory and the link of a worker that is dead."""
+        if self._listening is not None:
+            self._listening.cancel()
+            await asyncio.gather(self._listening, return_exceptions=True)
         if self._link is not None:
             await self._link.close()
         for fd in (self.rings_fd, self._account_fd):

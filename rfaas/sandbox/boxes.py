@@ -11,7 +11,6 @@ import hashlib
 import os
 import secrets
 import shutil
-import subprocess
 from contextlib import suppress
 
 from rfaas.errors import RfaasError, SystemCallError
@@ -47,9 +46,11 @@ def make(engine: str) -> tuple[str, str, int]:
     return name, folder, lock
 
 
-def remove(engine: Engine, name: str, folder: str) -> None:
-    """Take away whatever is left of a container that is dead or to be dead."""
-    for command in engine.remove(name, folder):
+def remove(engine: Engine | None, name: str, folder: str) -> None:
+    """Take away what is left of a container; `engine` where it may not have done its part."""
+    for command in engine.remove(name, folder) if engine is not None else ():
+        import subprocess  # seldom needed, and not soon loaded
+
         with suppress(OSError, subprocess.TimeoutExpired):
             subprocess.run(
                 command,

@@ -36,6 +36,7 @@ class Bubblewrap:
     what = "bubblewrap"
     channel = str(keeper.CHANNEL_FD)
     listener: socket.socket | None = None
+    is_direct = True
 
     def __init__(
         self, order: SpawnWorker, group: cgroups.Group | None, program: str, paths: list[str]
@@ -76,7 +77,7 @@ class Bubblewrap:
             hint = "this node forbids user namespaces; `rfaas doctor` says what allows them"
         return SystemCallError(f"bubblewrap could not start the worker: {text}", hint=hint)
 
-    def close(self) -> None:
+    def close(self, *, orderly: bool) -> None:
         pass
 
 

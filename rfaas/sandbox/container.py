@@ -39,6 +39,7 @@ class EngineContainer:
             )
         self._engine = engines.chosen(wanted.engine)
         self.what = f"the container ({self._engine.name})"
+        self.is_direct = self._engine.is_direct
         name, folder, self._lock = boxes.make(self._engine.name)
         self._job = engines.Job(
             name=name,
@@ -58,7 +59,7 @@ class EngineContainer:
                 self.channel = engines.socket_inside()
             self._engine.prepare(self._job)
         except OSError as error:
-            self.close()
+            self.close(orderly=True)
             raise SystemCallError(f"cannot prepare {folder}: {error.strerror}") from None
 
     def command(self) -> Sequence[str]:
@@ -79,8 +80,9 @@ class EngineContainer:
             hint = f"the image is for another architecture than {os.uname().machine}"
         return SystemCallError(f"{self.what} could not be started: {why[:1000]}", hint=hint)
 
-    def close(self) -> None:
-        boxes.remove(self._engine, self._job.name, self._job.folder)
+    def close(self, *, orderly: bool) -> None:
+        engine = None if orderly else self._engine
+        boxes.remove(engine, self._job.name, self._job.folder)
         os.close(self._lock)
 
 

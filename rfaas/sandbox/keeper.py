@@ -30,7 +30,7 @@ from rfaas.native._worker import adopt_orphans, die_with_parent
 from rfaas.paths import system_text
 from rfaas.proto.codec import names_page
 from rfaas.proto.messages import Error
-from rfaas.proto.worker_messages import LibraryLoaded, LoadLibrary
+from rfaas.proto.worker_messages import LibraryLoaded, LoadLibrary, WorkerDied
 from rfaas.sandbox import cgroups, inside
 from rfaas.sandbox import limits as limits_of
 
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 CHANNEL_FD = 3  # the program's end of its socket
 END_TIMEOUT_S = 1.5  # for an engine to go by itself, once its container is gone
+SILENCE_S = 0.02  # after which an engine that passes words on has passed on all
 TEXT_MAX = 4096  # of what an engine says before its container runs
 PART_BYTES = 64 * 1024
 PARTS_LAST = 4  # of what was printed last: a pipe holds one
@@ -54,6 +55,7 @@ class Container(Protocol):
     what: str  # for messages: "bubblewrap", "the container (podman)"
     channel: str  # where the program finds its keeper: "3" inherited, or a socket's path inside
     listener: socket.socket | None  # of that path
+    is_direct: bool  # whether what is printed comes to us by no other process
     group: cgroups.Group | None
     limits: list[tuple[int, int]]  # for setrlimit(2)
 
@@ -66,8 +68,8 @@ class Container(Protocol):
     def explain(self, status: int, text: str) -> RfaasError:
         """The engine ended before the worker was there: why, from its words."""
 
-    def close(self) -> None:
-        """Kill what is left and remove what the engine left; the engine itself is gone."""
+    def close(self, *, orderly: bool) -> None:
+        """Remove what the engine left; it is gone itself, `orderly` where it was not killed."""
 
 
 class Kept:
@@ -170,6 +172,8 @@ class _Keeper:
         self._words = -1  # what the engine and the worker print
         self._said = b""
         self._is_inside = False  # whether the container runs
+        self._is_loaded = False  # whether the executor knows of it
+        self._is_orderly = True  # whether the engine ended by itself
         self._fds = link.take_fds()
         self._wake, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self.status = 0
@@ -214,6 +218,7 @@ class _Keeper:
             self._link.send(
                 LibraryLoaded(id=self._task.id, functions=part, more=more, steps_ns=steps)
             )
+        self._is_loaded = True
         for fd in self._fds:
             os.close(fd)
         self._fds = []
@@ -221,20 +226,40 @@ class _Keeper:
 
     def close(self) -> None:
         """Nothing of the container is left when this returns."""
-        if self._sock is not None:
-            self._sock.close()  # its first process sees it, and all in there ends
         container = self._container
-        if container is not None and container.listener is not None:
-            container.listener.close()
-        if container is not None and container.group is not None:
-            container.group.kill()
-        if self._engine:
-            self._wait_for_engine()
         if container is not None:
-            container.close()
+            self._end(container)
+            self._wait_for_engine()
+            container.close(orderly=self._is_orderly)
         _end_children()
         if self._words >= 0:
             self._relay(PARTS_LAST)
+
+    def _end(self, container: Container) -> None:
+        """Kill all in the container, and tell the executor: its engine takes longer to go."""
+        if container.listener is not None:
+            container.listener.close()
+        if self._sock is not None:
+            with suppress(OSError):
+                self._sock.shutdown(socket.SHUT_WR)  # its first process sees it, and ends
+        if container.group is not None:
+            container.group.kill()
+        give_up_at = time.monotonic() + END_TIMEOUT_S
+        while self._sock is not None and (left_s := give_up_at - time.monotonic()) > 0:
+            if (
+                select.select([self._sock], [], [], left_s)[0]
+                and inside.receive(self._sock) is None
+            ):
+                break
+        if not self._is_loaded:
+            return
+        silence_s = 0.0 if container.is_direct else SILENCE_S
+        while select.select([self._words], [], [], silence_s)[0] and self._relay():
+            if silence_s == 0.0:
+                break
+        why = container.group.reached(self._task.limits) if container.group is not None else ""
+        with suppress(PeerLostError):
+            self._link.send(WorkerDied(pid=os.getpid(), status=self.status, why=why))
 
     def _start_engine(self, container: Container) -> None:
         theirs: socket.socket | None = None
@@ -346,6 +371,9 @@ class _Keeper:
     def _ended_early(self, wanted: int) -> None:
         """The program or its engine is gone, and has not said how the worker ended."""
         assert self._container is not None
+        if self._sock is not None:
+            self._sock.close()
+            self._sock = None
         status = self._wait_for_engine()
         self._relay(PARTS_LAST)
         if wanted == inside.HELLO:
@@ -390,12 +418,11 @@ class _Keeper:
     _engine_status = 0
 
     def _wait_for_engine(self) -> int:
-        if self._sock is not None:
-            self._sock.close()
         give_up_at = time.monotonic() + END_TIMEOUT_S
         while not self._reap_engine():
             left_s = give_up_at - time.monotonic()
             if left_s <= 0:
+                self._is_orderly = False
                 os.kill(self._engine, signal.SIGKILL)
                 give_up_at += 3600.0
                 continue

@@ -49,6 +49,7 @@ class Engine(Protocol):
     program: str  # that must be on PATH
     package: str  # that brings it, in Debian; "" where Debian has none
     inherits: bool  # whether a descriptor of ours becomes one of the worker's
+    is_direct: bool  # whether its containers write to our pipe, and not through a process of it
     takes_trees: bool  # runs an unpacked tree; others keep images of their own
 
     def command(self, job: Job) -> list[str]:

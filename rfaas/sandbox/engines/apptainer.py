@@ -18,6 +18,7 @@ class Apptainer:
     """See the module's docstring; `sandbox.engines.Engine`."""
 
     inherits = False  # its starter closes what it does not know
+    is_direct = True
     takes_trees = True
     package = ""
 

@@ -24,6 +24,7 @@ class Docker:
     name = program = "docker"
     package = "docker.io"
     inherits = False
+    is_direct = False
     takes_trees = False
 
     def command(self, job: Job) -> list[str]:

@@ -24,6 +24,7 @@ class Podman:
 
     name = program = package = "podman"
     inherits = True
+    is_direct = False
     takes_trees = False
 
     def command(self, job: Job) -> list[str]:

@@ -23,6 +23,7 @@ class Runc:
     """See the module's docstring; `sandbox.engines.Engine`."""
 
     inherits = True
+    is_direct = True
     takes_trees = True
 
     def __init__(self, name: str) -> None:

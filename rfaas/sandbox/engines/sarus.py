@@ -19,13 +19,14 @@ class Sarus:
     name = program = "sarus"
     package = ""
     inherits = False
+    is_direct = True
     takes_trees = False
 
     def command(self, job: Job) -> list[str]:
         link = os.path.dirname(job.socket)
         return [
             *("sarus", "run", f"--name={job.name}", "--workdir=/"),
-            f"--mount=type=bind,source={job.program},destination={SOCKET_PROGRAM}",
+            f"--mount=type=bind,source={job.program},destination={SOCKET_PROGRAM},readonly",
             f"--mount=type=bind,source={link},destination={SOCKET_FOLDER}",
             *(f"--entrypoint={SOCKET_PROGRAM}", job.image, socket_inside()),
         ]
