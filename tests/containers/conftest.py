@@ -18,6 +18,7 @@ from tests.harness.site import Site
 
 __all__ = ["gate", "held", "hostile", "libraries", "no_mapped_rings", "shipped", "site"]
 
+GONE = ("", "rfaas-zygote")
 BASE = ("bubblewrap", "runc", "crun", "podman")
 
 
@@ -93,18 +94,19 @@ class Node:
     def processes(self) -> list[int]:
         """All below the executor but its zygote: keepers, engines, workers."""
         assert self.executor is not None
-        return [pid for pid in descendants(self.executor.pid) if not is_zygote(pid)]
+        return [pid for pid in descendants(self.executor.pid) if name_of(pid) not in GONE]
 
     def boxes(self) -> list[Path]:
         """Folders of containers that are there."""
         return sorted(self.folders.glob("rfaas-*")) if self.folders.exists() else []
 
 
-def is_zygote(pid: int) -> bool:
+def name_of(pid: int) -> str:
+    """What a process calls itself; "" where it is gone."""
     try:
-        return Path(f"/proc/{pid}/comm").read_text() == "rfaas-zygote\n"
+        return Path(f"/proc/{pid}/comm").read_text().strip()
     except OSError:
-        return True  # gone meanwhile
+        return ""
 
 
 def equip(request: pytest.FixtureRequest, site: Site, engine: str) -> None:

@@ -17,9 +17,7 @@ def main() -> None:
         log.write(json.dumps([name, *words]) + "\n")
     if words[0] not in ("run", "exec", "--silent"):
         return
-    mounts = dict(
-        mount for mount in map(mount_of, range(len(words)), [words] * len(words)) if mount
-    )
+    mounts = dict(filter(None, (mount_of(index, words) for index in range(len(words)))))
     program = next(place for place in mounts if place.endswith("/inside"))
     link = next(place for place in mounts if place.endswith("/link"))
     assert words[-1] == f"{link}/keeper", words

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from rfaas.client import Session
 from rfaas.errors import DeadlineExceededError, LibraryError, WorkerCrashedError
-from tests.containers.conftest import BASE, Node
+from tests.containers.conftest import BASE, Node, name_of
 from tests.harness.gate import Gate
 from tests.harness.processes import until, wait_for_end
 
@@ -129,10 +128,3 @@ def test_client_is_gone(
     assert node.processes()
     node.site.kill(client)
     gone(node)
-
-
-def name_of(pid: int) -> str:
-    return Path(f"/proc/{pid}/comm").read_text().strip()
-
-
-__all__ = ["Session"]
