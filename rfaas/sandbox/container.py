@@ -76,6 +76,8 @@ class EngineContainer:
         hint = ""
         if "no such file or directory" in why.lower() and engines.PROGRAM in why:
             hint = "does the image have a C library (glibc 2.34 or newer)? the worker needs one"
+        elif "hybrid mode" in why:
+            hint = "crun takes no hybrid cgroups from a user who is not root: use runc"
         elif "exec format error" in why.lower():
             hint = f"the image is for another architecture than {os.uname().machine}"
         return SystemCallError(f"{self.what} could not be started: {why[:1000]}", hint=hint)

@@ -116,7 +116,7 @@ def test_bundle_of_root() -> None:
 def test_bundle_of_a_user() -> None:
     linux = runc.config(JOB, is_root=False)["linux"]
     assert {"type": "user"} in linux["namespaces"]
-    mapping = {"containerID": 65534, "hostID": os.geteuid(), "size": 1}
+    mapping = {"containerID": 0, "hostID": os.geteuid(), "size": 1}
     assert linux["uidMappings"] == [mapping]
     assert "cgroupsPath" not in linux
 

@@ -28,11 +28,13 @@ class Podman:
     takes_trees = False
 
     def command(self, job: Job) -> list[str]:
+        # Rootless, the container's root is the caller, and may be the only user there is.
+        user = 0 if os.geteuid() else NOBODY
         return [
             *_podman(job.options),
             *("run", "--rm", "--name", job.name, "--pull", "never", "--log-driver", "none"),
             *("--network", "none", "--ipc", "none", "--no-hosts", "--hostname", "rfaas"),
-            *("--read-only", "--read-only-tmpfs=false", "--user", f"{NOBODY}:{NOBODY}"),
+            *("--read-only", "--read-only-tmpfs=false", "--user", f"{user}:{user}"),
             *("--cap-drop", "all", "--security-opt", "no-new-privileges"),
             *("--ulimit", f"nofile={_limit(resource.RLIMIT_NOFILE, OPEN_FILES)}"),
             *("--ulimit", f"nproc={_limit(resource.RLIMIT_NPROC, PROCESSES)}"),

@@ -56,6 +56,7 @@ class Runc:
 
 def config(job: Job, *, is_root: bool) -> dict[str, Any]:
     """The bundle's config.json."""
+    user = NOBODY if is_root else 0
     namespaces = [{"type": kind} for kind in ("pid", "ipc", "uts", "mount", "network")]
     linux: dict[str, Any] = {
         "namespaces": namespaces,
@@ -69,13 +70,14 @@ def config(job: Job, *, is_root: bool) -> dict[str, Any]:
         linux["devices"] = []
     else:
         namespaces.append({"type": "user"})
-        linux["uidMappings"] = [{"containerID": NOBODY, "hostID": os.geteuid(), "size": 1}]
-        linux["gidMappings"] = [{"containerID": NOBODY, "hostID": os.getegid(), "size": 1}]
+        # One user, and runc wants it to be the container's root: with no capability, it is not.
+        linux["uidMappings"] = [{"containerID": 0, "hostID": os.geteuid(), "size": 1}]
+        linux["gidMappings"] = [{"containerID": 0, "hostID": os.getegid(), "size": 1}]
     return {
         "ociVersion": "1.0.2",
         "process": {
             "terminal": False,
-            "user": {"uid": NOBODY, "gid": NOBODY},
+            "user": {"uid": user, "gid": user},
             "args": [PROGRAM, "3"],
             "env": [],
             "cwd": "/",
