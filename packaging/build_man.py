@@ -81,6 +81,7 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ),
     ),
     "nodes": (("Free cores, for a program to read:", "rfaas nodes --json"),),
+    "logs": (("What the functions of a lease have printed:", "rfaas logs 7f3a9c0d"),),
     "leases": (("Those that ended lately, too:", "rfaas leases --all"),),
     "status": (("How the resource manager is:", "rfaas status"),),
     "devices": (("RDMA devices, ready for the configuration:", "rfaas devices --toml"),),

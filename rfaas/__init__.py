@@ -11,6 +11,8 @@ The words, one for each thing, in code, configuration, logs and documents:
                        of an invocation
     executor           one per node: checks leases, starts, watches and kills workers
     worker             one process per leased set of cores; loads the client's library
+    endpoint           what owns the NIC for lanes: a trusted worker itself, or a process
+                       beside a worker that is not trusted with it
     lane               one worker core and its connection to the client: a ring of slots
     slot               room for one invocation's input and result; a lane has several
     ring               a lane's memory: slots and the cells that announce what is in them

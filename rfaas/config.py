@@ -94,6 +94,7 @@ class ExecutorConfig(Section, frozen=True):
     stop_grace_s: Annotated[float, Meta(ge=0, le=600)] = 2.0
     library_cache_bytes_max: Size = 1 << 30
     workers_crashed_max: Annotated[int, Meta(ge=1, le=1_000_000)] = 16
+    endpoint: Literal["auto", "always"] = "auto"
 
 
 class ClientConfig(Section, frozen=True):

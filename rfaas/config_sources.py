@@ -18,7 +18,7 @@ import msgspec
 
 from rfaas import __version__, config_text
 from rfaas.errors import ConfigError, near
-from rfaas.paths import socket_path, system_text
+from rfaas.paths import system_text
 from rfaas.units import parse_bytes
 
 if TYPE_CHECKING:
@@ -228,8 +228,12 @@ def checked(given: Given, declared: Declared) -> object:
         text, hint = config_text.fault(key, value)
         raise ConfigError(f"{given.where}: {text}", hint=hint) from None
     if key.form == "address" and isinstance(value, str) and value not in ("", *key.words):
+        from rfaas import addresses
+
         try:
-            socket_path(value)
+            # Whom to ask must be somebody; where to listen may be left open.
+            listens = given.key == "address"
+            (addresses.parse if listens else addresses.reachable)(value)
         except ConfigError as error:
             raise ConfigError(f"{given.where}: {error.text}", hint=error.hint) from None
     return value

@@ -13,7 +13,9 @@ Split by whose fault it is, because that decides what a person does next:
     │   ├── CapacityError           not enough cores, memory or slots
     │   ├── AddressInUseError       somebody else listens there
     │   ├── UnavailableError        nobody answers there
+    │   ├── DeviceError             no RDMA device, or one that cannot be used
     │   ├── ImageError              the container image cannot be had
+    │   ├── LibraryMissingError     the node does not have the library (yet)
     │   ├── PeerLostError           a peer that did answer is gone
     │   ├── ProtocolError           a peer sent what the protocol forbids
     │   ├── LeaseEndedError         the lease is over (expired, revoked, lost)
@@ -44,12 +46,14 @@ __all__ = [
     "ClosedError",
     "ConfigError",
     "DeadlineExceededError",
+    "DeviceError",
     "FunctionFailedError",
     "FunctionNotFoundError",
     "ImageError",
     "InternalError",
     "LeaseEndedError",
     "LibraryError",
+    "LibraryMissingError",
     "NotDoneError",
     "NotPermittedError",
     "OutputTooLargeError",
@@ -129,8 +133,16 @@ class UnavailableError(WorldError):
     code = "unavailable"
 
 
+class DeviceError(WorldError):
+    code = "device"
+
+
 class ImageError(WorldError):
     code = "image"
+
+
+class LibraryMissingError(WorldError):
+    code = "library-missing"
 
 
 class PeerLostError(WorldError):

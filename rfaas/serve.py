@@ -13,8 +13,8 @@ import socket
 import sys
 from typing import TYPE_CHECKING
 
+from rfaas import addresses
 from rfaas.clock import SystemClock
-from rfaas.control.sockets import path_of
 from rfaas.errors import UsageError
 from rfaas.launch import service, zygote
 from rfaas.paths import ensure_private_dir
@@ -108,7 +108,7 @@ async def _serve(
         from rfaas.roles import resource_manager
 
         manager = config.resource_manager
-        ensure_private_dir(os.path.dirname(path_of(manager.address)))
+        _ensure_place(manager.address)
         roles.append(loop.create_task(resource_manager.run(manager, clock, ready, stop_manager)))
     if nursery is not None:
         from rfaas.launch import node
@@ -118,7 +118,7 @@ async def _serve(
         if private is not None:
             own = node.private(own)
         else:
-            ensure_private_dir(os.path.dirname(path_of(own.address)))
+            _ensure_place(own.address)
         serving = executor.run(
             *(own, clock, ready, stop, nursery, private, waiting),
             device=config.rdma.device,
@@ -132,6 +132,12 @@ async def _serve(
     finally:
         stop.set()  # one that failed takes the other along
         await asyncio.gather(*roles, return_exceptions=True)
+
+
+def _ensure_place(address: str) -> None:
+    """A Unix socket's folder, for its owner only."""
+    if path := addresses.parse(address).path:
+        ensure_private_dir(os.path.dirname(path))
 
 
 def _say(line: str) -> None:

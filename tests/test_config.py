@@ -58,7 +58,7 @@ def test_defaults(environ: dict[str, str], tmp_path: Path) -> None:
     assert loaded.config.executor.cores == loaded.config.executor.memory == "all"
     assert loaded.config.client.name == f"ada@{host}:{os.getpid()}"
     assert loaded.config.client.resource_manager == loaded.config.client.executor == ""
-    assert loaded.config.lease == config.LeaseConfig(cores=1, memory=1 << 30, isolation="process")
+    assert loaded.config.lease == config.LeaseConfig(cores=1, memory=1 << 30, isolation="default")
     assert loaded.config.lane == config.LaneConfig(
         slots=16, slot_bytes=16 << 20, hot_timeout_ms=100, transport="auto"
     )
@@ -190,13 +190,24 @@ def test_slot_bytes_are_whole_pages(environ: dict[str, str]) -> None:
         ),
         (
             "client.executor",
-            "'tcp:node7:1'",
-            "address is not supported yet ('tcp:node7:1'), only unix:/absolute/path is",
+            "'ofi:node7:1'",
+            (
+                "address is not understood ('ofi:node7:1'), unix:/absolute/path, tcp:HOST:PORT "
+                "and verbs:HOST:PORT are allowed"
+            ),
         ),
         (
             "client.executor",
-            "'run/x.sock'",
-            "address is not understood ('run/x.sock'), unix:/absolute/path is allowed",
+            "'tcp:*:7471'",
+            "address tcp:*:7471 is one to listen at: it needs a host and a port",
+        ),
+        (
+            "executor.address",
+            "'tcp:fe80::1:7471'",
+            (
+                "address is not understood ('tcp:fe80::1:7471'), tcp:HOST:PORT is allowed\n"
+                "hint: HOST is a name, an IPv4 address, an IPv6 address in brackets, or * to listen"
+            ),
         ),
         ("lane.slot", "3", "unknown key\nhint: did you mean slots, slot_bytes?"),
         ("zzz", "1", "unknown section"),
@@ -266,7 +277,10 @@ def test_wrong_file(file: Path, toml: str, text: str) -> None:
         (
             "CLIENT_EXECUTOR",
             "\udcff",
-            ("address is not understood ('\\udcff'), unix:/absolute/path is allowed"),
+            (
+                "address is not understood ('\\udcff'), unix:/absolute/path, tcp:HOST:PORT "
+                "and verbs:HOST:PORT are allowed"
+            ),
         ),
         (
             "EXECUTOR_NAME",

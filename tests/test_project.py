@@ -37,7 +37,7 @@ LAYERS = (
     ("native",),
     ("store",),
     ("core",),
-    ("config", "config_sources", "config_text", "paths"),
+    ("config", "config_sources", "config_text", "addresses", "paths"),
     ("proto",),
     ("clock", "errors", "units"),
 )

@@ -9,9 +9,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from rfaas import config, config_text
+from rfaas import addresses, config, config_text
 from rfaas.errors import ConfigError
-from rfaas.paths import socket_path
 
 if TYPE_CHECKING:
     import argparse
@@ -56,7 +55,7 @@ def _unusable(loaded: Loaded) -> list[ConfigError]:
     for name in ("resource_manager.address", "executor.address"):
         section, _, key = name.partition(".")
         try:
-            socket_path(getattr(getattr(loaded.config, section), key))
+            addresses.parse(getattr(getattr(loaded.config, section), key))
         except ConfigError as error:
             where = f"{name} ({loaded.origin[name]})"
             faults.append(ConfigError(f"{where}: {error.text}", hint=error.hint))

@@ -22,6 +22,7 @@ from rfaas.errors import (
     ClosedError,
     DeadlineExceededError,
     LeaseEndedError,
+    LibraryMissingError,
     PeerLostError,
     ProtocolError,
     RfaasError,
@@ -175,6 +176,7 @@ class Lease(Lanes):
 
     def _start_worker(self) -> None:
         link = self._live_link()
+        wanted = self._transport_over(link)
         if self._unsure:
             self._stop_worker("its client was interrupted", 0)
         request = StartWorker(
@@ -183,14 +185,14 @@ class Lease(Lanes):
             slots=self._slots,
             slot_bytes=self._slot_bytes,
             hot_timeout_ms=self._hot_timeout_ms,
-            transport=self._session.config.lane.transport,
+            transport=wanted,
         )
         start = time.monotonic_ns()
         self._unsure = True
         try:
             try:
                 started = link.ask(request, WorkerStarted, timeout_s=START_TIMEOUT_S)
-            except UnavailableError:
+            except LibraryMissingError:
                 self._library.send(link, self.id)
                 self.steps_ns["send_library"] = time.monotonic_ns() - start
                 started = link.ask(request, WorkerStarted, timeout_s=START_TIMEOUT_S)
@@ -223,6 +225,20 @@ class Lease(Lanes):
         self.steps_ns["start_worker"] = started_at - start
         self.steps_ns["open_lanes"] = time.monotonic_ns() - started_at
         self.steps_ns.update({f"worker.{step}": ns for step, ns in started.steps_ns.items()})
+
+    def _transport_over(self, link: Link) -> str:
+        """What is to carry calls; in vain where this machine cannot, so that is said first."""
+        config = self._session.config
+        wanted = transport.fitting(config.lane.transport, link.passes_fds)
+        if not link.passes_fds:
+            try:
+                transport.transport(wanted).host(config.rdma.device)
+            except UnavailableError as error:
+                raise UnavailableError(
+                    f"calls to {link.peer}, reached over a network, need RDMA: {error.text}",
+                    hint=error.hint,
+                ) from None
+        return wanted
 
     def _table(self, link: Link, started: WorkerStarted) -> list[str]:
         names, more = list(started.functions), started.more

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
+from rfaas.addresses import is_local
 from rfaas.client.lease import Lease
 from rfaas.client.library import Library
 from rfaas.config import Config, checked_argument, load
@@ -102,7 +103,7 @@ class Session:
             try:
                 return links.connect(address, self._hello), address
             except UnavailableError as error:
-                if client.resource_manager:
+                if client.resource_manager or not is_local(address):
                     raise UnavailableError(
                         f"no resource manager: {error.text}",
                         hint="start one with: rfaas serve --role resource-manager",
@@ -224,6 +225,8 @@ class Session:
     def link_to(self, address: str) -> Link:
         """A new link to the executor of a lease."""
         if self._private is None:
+            if self.config.client.executor:  # the one that granted it: as it was reached before
+                address = self.where
             return links.connect(address, self._hello)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with theirs:

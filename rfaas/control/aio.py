@@ -11,13 +11,13 @@ import asyncio
 import contextlib
 import logging
 import os
-import socket
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from rfaas.control import sockets
+from rfaas.control import carrier, ends
 from rfaas.control.link import welcomed
 from rfaas.errors import (
     PeerLostError,
@@ -36,6 +36,11 @@ from rfaas.proto.messages import (
     version_fault,
 )
 
+if TYPE_CHECKING:
+    import socket
+
+    from rfaas.control.carrier import Acceptor, Carrier
+
 OUTGOING_BYTES_MAX = 4 * 1024 * 1024
 HELLO_TIMEOUT_S = 5.0
 REFUSAL_TIMEOUT_S = 1.0
@@ -49,11 +54,11 @@ log = logging.getLogger("rfaas.control")
 
 
 class AsyncLink:
-    """A connection to `peer` (a name for logs); owns `sock`, which becomes non-blocking."""
+    """A connection to `peer` (a name for logs); owns `end`, a socket or what else carries it."""
 
-    def __init__(self, sock: socket.socket, peer: str) -> None:
+    def __init__(self, end: socket.socket | Carrier, peer: str) -> None:
         self.peer = peer
-        self._sock = sock
+        self._carrier = carrier.of(end)
         self._framer = Framer()
         self._inbox: deque[Message] = deque()
         self._fds: list[int] = []
@@ -64,7 +69,16 @@ class AsyncLink:
         self._drained.set()
         self._closed = False
         self._next_id = 0
-        sock.setblocking(False)
+
+    @property
+    def passes_fds(self) -> bool:
+        """Whether descriptors can travel beside messages: the peer is on this machine."""
+        return self._carrier.passes_fds
+
+    @property
+    def local_host(self) -> str:
+        """The address of our end, "" where it has none."""
+        return self._carrier.local_host
 
     async def receive(self) -> Message | None:
         """The next message, or None at the end of the stream.  One task at a time.
@@ -76,7 +90,7 @@ class AsyncLink:
             if self._closed:
                 return None
             try:
-                data, fds = sockets.receive(self._sock, len(self._fds))
+                data, fds = self._carrier.receive(len(self._fds))
             except (BlockingIOError, InterruptedError):
                 await self._readable()
                 continue
@@ -122,6 +136,7 @@ class AsyncLink:
         if self._closed:
             raise PeerLostError(f"lost {self.peer}: the link is closed")
         data = encode(message)
+        carrier.check(self._carrier, fds, self.peer)
         if self._outgoing_bytes + len(data) > OUTGOING_BYTES_MAX:
             self._abort()
             raise PeerLostError(
@@ -146,14 +161,13 @@ class AsyncLink:
         self._abort()
 
     def _flush(self) -> None:
-        loop = asyncio.get_running_loop()
         while self._outgoing:
             data, fds = self._outgoing[0]
             try:
-                sent = sockets.send(self._sock, data, fds)
+                sent = self._carrier.send(data, fds)
             except (BlockingIOError, InterruptedError):
                 self._drained.clear()
-                loop.add_writer(self._sock, self._flush)
+                self._carrier.on_writable(self._flush)
                 return
             except OSError:
                 self._abort()
@@ -166,28 +180,26 @@ class AsyncLink:
             else:
                 self._outgoing.popleft()
         if not self._drained.is_set():
-            loop.remove_writer(self._sock)
+            self._carrier.on_writable(None)
             self._drained.set()
 
     async def _readable(self) -> None:
-        loop = asyncio.get_running_loop()
-        waiter = self._waiter = loop.create_future()
-        loop.add_reader(self._sock, _wake, waiter)
+        waiter = self._waiter = asyncio.get_running_loop().create_future()
+        self._carrier.on_readable(lambda: _wake(waiter))
         try:
             await waiter
         finally:
             self._waiter = None
             if not self._closed:
-                loop.remove_reader(self._sock)
+                self._carrier.on_readable(None)
 
     def _abort(self) -> None:
         if self._closed:
             return
         self._closed = True
-        loop = asyncio.get_running_loop()
-        loop.remove_reader(self._sock)
-        loop.remove_writer(self._sock)
-        self._sock.close()
+        self._carrier.on_readable(None)
+        self._carrier.on_writable(None)
+        self._carrier.close()
         for fd in self.take_fds():
             os.close(fd)
         for _, fds in self._outgoing:
@@ -222,7 +234,7 @@ async def connect(address: str, hello: Hello) -> AsyncLink:
         UnavailableError: nobody does.
         ProtocolError: it speaks another version.
     """
-    link = AsyncLink(sockets.connect(address), f"the peer at {address}")
+    link = AsyncLink(await ends.connect_soon(address), f"the peer at {address}")
     try:
         ours = f"{hello.role} {hello.name}"
         link.peer = welcomed(await link.request(hello), link.peer, ours)
@@ -238,18 +250,23 @@ Serve = Callable[[AsyncLink, Hello], Awaitable[None]]
 class Listener:
     """Accepts links and serves each in a task of its own."""
 
-    def __init__(self, welcome: Welcome, serve: Serve, sock: socket.socket | None = None) -> None:
+    def __init__(self, welcome: Welcome, serve: Serve, acceptor: Acceptor | None = None) -> None:
         self._welcome = welcome
         self._serve = serve
-        self._sock = sock
+        self._acceptor = acceptor
         self._tasks: set[asyncio.Task[None]] = set()
         self._pause: asyncio.TimerHandle | None = None  # no connection could be had lately
-        if sock is not None:
-            asyncio.get_running_loop().add_reader(sock, self._accept)
+        if acceptor is not None:
+            asyncio.get_running_loop().add_reader(acceptor.fileno(), self._accept)
 
-    def adopt(self, sock: socket.socket) -> asyncio.Task[None]:
-        """Serve a connected socket; returns the task, which ends with the link."""
-        task = asyncio.get_running_loop().create_task(self._run(AsyncLink(sock, "a new peer")))
+    @property
+    def address(self) -> str:
+        """Where it listens, with the port that it got where none was asked for."""
+        return self._acceptor.address if self._acceptor is not None else ""
+
+    def adopt(self, end: socket.socket | Carrier) -> asyncio.Task[None]:
+        """Serve who has connected; returns the task, which ends with the link."""
+        task = asyncio.get_running_loop().create_task(self._run(AsyncLink(end, "a new peer")))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
@@ -258,39 +275,37 @@ class Listener:
         """Stop listening, end all links, wait for their tasks.  Can be called twice."""
         if self._pause is not None:
             self._pause.cancel()
-        if self._sock is not None:
-            asyncio.get_running_loop().remove_reader(self._sock)
-            path = self._sock.getsockname()
-            self._sock.close()
-            self._sock = None
-            if os.path.exists(path):
-                os.unlink(path)
+        if self._acceptor is not None:
+            asyncio.get_running_loop().remove_reader(self._acceptor.fileno())
+            self._acceptor.close()
+            self._acceptor = None
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _accept(self) -> None:
-        assert self._sock is not None
+        assert self._acceptor is not None
         try:
-            sock, _ = self._sock.accept()
-        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-            return
+            end = self._acceptor.accept()
         except OSError as error:
             # It waits in the queue, so the socket stays readable: out of descriptors, say,
             # we would spin.
             loop = asyncio.get_running_loop()
-            loop.remove_reader(self._sock)
+            fd = self._acceptor.fileno()
+            loop.remove_reader(fd)
             if self._pause is None:
                 log.warning("cannot accept connections: %s; trying again", error.strerror)
-            self._pause = loop.call_later(ACCEPT_PAUSE_S, loop.add_reader, self._sock, self._accept)
+            self._pause = loop.call_later(ACCEPT_PAUSE_S, loop.add_reader, fd, self._accept)
+            return
+        if end is None:
             return
         self._pause = None
         if len(self._tasks) >= LINKS_MAX:
             log.warning("refused a connection: %d are open", LINKS_MAX)
-            sock.close()
+            end.close()
             return
-        self.adopt(sock)
+        self.adopt(end)
 
     async def _run(self, link: AsyncLink) -> None:
         try:
@@ -355,4 +370,4 @@ async def listen(address: str, welcome: Welcome, serve: Serve) -> Listener:
     Raises:
         AddressInUseError, SystemCallError: the address cannot be had.
     """
-    return Listener(welcome, serve, sockets.listen(address))
+    return Listener(welcome, serve, ends.listen(address))

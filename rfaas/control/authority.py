@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import secrets
 from collections import deque
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from typing import Protocol
 
 from msgspec.structs import replace
 
+from rfaas.addresses import announced
 from rfaas.clock import Clock
 from rfaas.control.aio import AsyncLink, connect, no_silent_end
 from rfaas.core.lease import Lease
@@ -44,6 +46,7 @@ from rfaas.proto.messages import (
 
 USAGE_PER_BEAT_MAX = 256  # as messages.Beat
 LEASE_DURATION_MAX_S = 86400.0
+LOOPBACK = ("", "127.0.0.1", "::1")  # of no use to clients elsewhere
 UNSENT_MAX = 4096  # ends of leases; past that the manager learns of them by expiry
 
 log = logging.getLogger("rfaas.executor")
@@ -213,7 +216,11 @@ class ManagerAuthority:
 
     async def _serve(self, link: AsyncLink) -> None:
         live = tuple(self._usage())[:LEASES_PER_JOIN_MAX]
-        reply = await link.request(replace(self._node, leases=live))
+        host = link.local_host  # clients come to us as we come to the manager
+        if host in LOOPBACK:
+            host = os.uname().nodename
+        address = announced(self._node.address, host)
+        reply = await link.request(replace(self._node, address=address, leases=live))
         if not isinstance(reply, NodeJoined):
             raise ProtocolError(f"the manager answered {type(reply).__name__} to JoinNode")
         first = not self._keys

@@ -7,18 +7,17 @@ arrive meanwhile are kept in `notices`, in order, for whoever cares.
 from __future__ import annotations
 
 import os
-import socket
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import count
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from rfaas.control import sockets
+from rfaas.control import carrier, sockets
 from rfaas.errors import PeerLostError, ProtocolError, UnavailableError, from_wire
 from rfaas.proto.codec import Framer, decode, encode
 from rfaas.proto.messages import (
@@ -30,6 +29,11 @@ from rfaas.proto.messages import (
     version_fault,
 )
 
+if TYPE_CHECKING:
+    import socket
+
+    from rfaas.control.carrier import Carrier
+
 NOTICES_MAX = 4096
 SLICE_S = 0.5  # a signal that comes just before a wait is seen after it, so waits are short
 
@@ -37,23 +41,29 @@ Reply = TypeVar("Reply", bound=Message)
 
 
 class Link:
-    """A connection to `peer` (a name for messages); owns `sock`."""
+    """A connection to `peer` (a name for messages); owns `end`, a socket or another carrier."""
 
-    def __init__(self, sock: socket.socket, peer: str) -> None:
+    def __init__(self, end: socket.socket | Carrier, peer: str) -> None:
         self.peer = peer
         self.notices: deque[Message] = deque()
         self.heard: Callable[[Message], bool] | None = None  # takes a notice at once, or does not
-        self._sock = sock
+        self._carrier = carrier.of(end)
         self._framer = Framer()
         self._inbox: deque[Message] = deque()
         self._fds: list[int] = []
         self._lock = threading.RLock()
         self._sending = threading.Lock()  # taken after _lock, or alone
+        self._rest = memoryview(b"")  # of a frame that was posted to a full connection
         self._ids = count(1)
         self._lost = False
 
+    @property
+    def passes_fds(self) -> bool:
+        """Whether descriptors can travel beside messages: the peer is on this machine."""
+        return self._carrier.passes_fds
+
     def fileno(self) -> int:
-        return self._sock.fileno()
+        return self._carrier.fileno()
 
     def request(
         self, message: Message, fds: tuple[int, ...] = (), *, timeout_s: float = 30.0
@@ -94,13 +104,9 @@ class Link:
     def send(self, message: Message, fds: tuple[int, ...] = ()) -> None:
         """Send a message as it is; blocks while the peer does not read."""
         data = encode(message)
+        carrier.check(self._carrier, fds, self.peer)
         with self._lock, self._sending:
-            try:
-                sent = sockets.send(self._sock, data, fds)
-                if sent < len(data):
-                    self._sock.sendall(data[sent:])
-            except OSError as error:
-                raise self._gone(error.strerror) from None
+            self._send_all(data, fds)
 
     def post(self, message: Message) -> bool:
         """Send a request whose reply nobody needs, also while another thread waits for one.
@@ -115,10 +121,11 @@ class Link:
         if not self._sending.acquire(timeout=SLICE_S):
             return False
         try:
-            sent = self._sock.send(data, socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
-            if sent < len(data):
-                self._sock.sendall(data[sent:])
-        except (TimeoutError, BlockingIOError):
+            self._push()
+            if self._rest or not (sent := self._carrier.send(data)):
+                return False
+            self._rest = memoryview(data)[sent:]
+        except BlockingIOError:
             return False
         except OSError as error:
             raise self._gone(error.strerror) from None
@@ -140,16 +147,13 @@ class Link:
                 if deadline_s is not None:
                     left_s = max(0.0, deadline_s - time.monotonic())
                 try:
-                    self._take(None if deadline_s is None else min(left_s, SLICE_S))
-                except TimeoutError:
-                    if left_s <= SLICE_S:
-                        return None
+                    if self._take(None if deadline_s is None else min(left_s, SLICE_S)):
+                        continue
                 except ProtocolError:
                     self._lost = True  # where the next message begins is anybody's guess
                     raise
-                finally:
-                    with suppress(OSError):  # another thread has closed the link
-                        self._sock.settimeout(None)
+                if deadline_s is not None and left_s <= SLICE_S:
+                    return None
             return self._inbox.popleft()
 
     def poll(self, wait_s: float = 0.0) -> bool:
@@ -176,22 +180,58 @@ class Link:
 
     def close(self) -> None:
         self._lost = True
-        self._sock.close()
+        self._carrier.close()
         for fd in self.take_fds():
             os.close(fd)
 
-    def _take(self, timeout_s: float | None) -> None:
+    def _send_all(self, data: bytes, fds: tuple[int, ...]) -> None:
+        """Send a frame after what is left of an earlier one; waits while there is no room."""
+        first, self._rest = self._rest, memoryview(b"")
         try:
-            self._sock.settimeout(timeout_s)
-            data, fds = sockets.receive(self._sock, len(self._fds))
-        except (TimeoutError, BlockingIOError):
-            raise TimeoutError from None
+            self._send_part(first, ())
+            self._send_part(memoryview(data), fds)
+        except OSError as error:
+            raise self._gone(error.strerror) from None
+
+    def _send_part(self, left: memoryview, fds: tuple[int, ...]) -> None:
+        while left:
+            try:
+                left = left[self._carrier.send(left, fds) :]
+                fds = ()
+            except BlockingIOError:
+                self._carrier.wait(None, to_send=True)
+
+    def _push(self) -> None:
+        """Send of what was posted what there is room for."""
+        with suppress(BlockingIOError):
+            while self._rest:
+                self._rest = self._rest[self._carrier.send(self._rest) :]
+
+    def _take(self, timeout_s: float | None) -> bool:
+        """Take in what has come; wait for it where nothing has.  False: nothing in time."""
+        try:
+            if self._rest and self._sending.acquire(blocking=False):
+                try:
+                    self._push()
+                finally:
+                    self._sending.release()
+            try:
+                data, fds = self._carrier.receive(len(self._fds))
+            except BlockingIOError:
+                if self._rest and timeout_s is None:
+                    timeout_s = SLICE_S
+                if timeout_s == 0.0 or not self._carrier.wait(timeout_s):
+                    return False
+                data, fds = self._carrier.receive(len(self._fds))
+        except BlockingIOError:
+            return True  # what came was nothing for us: look again
         except OSError as error:
             raise self._gone(error.strerror) from None
         self._fds += fds
         if not data:
             raise self._gone("it closed the connection")
         self._inbox.extend(decode(body) for body in self._framer.feed(data))
+        return True
 
     def _keep(self, notice: Message) -> None:
         if notice.id:
@@ -207,9 +247,9 @@ class Link:
         return PeerLostError(f"lost {self.peer}: {why or 'the system does not say why'}")
 
 
-def greet(sock: socket.socket, peer: str, hello: Hello) -> Link:
-    """Say hello on a new socket; the link, once the peer has answered in our version."""
-    link = Link(sock, peer)
+def greet(end: socket.socket | Carrier, peer: str, hello: Hello) -> Link:
+    """Say hello on a new connection; the link, once the peer has answered in our version."""
+    link = Link(end, peer)
     try:
         ours = f"{hello.role} {hello.name}"
         link.peer = welcomed(link.request(hello), peer, ours)

@@ -349,6 +349,12 @@ def memlock(facts: Facts, wants: Wants) -> Iterator[Finding]:
         yield Finding(check="locked memory", text=f"{why}; {lane}")
         return
     limit = format_bytes(facts.memlock_bytes)
+    usable = [device for device in facts.devices if device.hosts]
+    if usable and all(device.limits and device.limits.pages_on_demand for device in usable):
+        lane = lane.replace("locks", "has")
+        text = f"limit {limit}; {lane}, and the device fetches them on demand"
+        yield Finding(check="locked memory", text=text)
+        return
     if facts.memlock_bytes >= wants.window_bytes:
         yield Finding(check="locked memory", text=f"limit {limit}; {lane}")
         return

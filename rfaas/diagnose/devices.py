@@ -178,6 +178,11 @@ def measure(name: str) -> Limits:
 
     with Context(name=name) as context:
         said = context.query_device()
+        paging = context.query_device_ex().odp_caps
+        on_demand = bool(
+            paging.general_caps & enums.IBV_ODP_SUPPORT
+            and paging.rc_odp_caps & enums.IBV_ODP_SUPPORT_WRITE
+        )
         with PD(context) as domain, CQ(context, 2) as queue:
 
             def granted(inline_bytes: int) -> int | None:
@@ -202,6 +207,7 @@ def measure(name: str) -> Limits:
             atomics={0: "none", 1: "device", 2: "system"}.get(said.atomic_caps, "unknown"),
             inline_bytes_max=most,
             inline_bytes_granted=got,
+            pages_on_demand=on_demand,
         )
 
 

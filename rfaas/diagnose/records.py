@@ -59,6 +59,7 @@ class Limits(Record, frozen=True, kw_only=True):
     atomics: str  # "none", "device" (among queue pairs of this device), "system"
     inline_bytes_max: int  # the largest request that a queue pair was made with
     inline_bytes_granted: int  # what that queue pair got
+    pages_on_demand: bool = False  # memory that is written to need not be locked
 
 
 class Device(Record, frozen=True, kw_only=True):

@@ -39,6 +39,13 @@ def cores_of(config: ExecutorConfig) -> tuple[int, list[int]]:
     return config.cores, [-1] * config.cores
 
 
+def partners_of(cpus: list[int]) -> dict[int, int]:
+    """For as many of the lent processors as there are: one that is not lent, for an endpoint."""
+    spare = sorted(os.sched_getaffinity(0) - set(cpus))
+    # Cores are handed out from the last.
+    return dict(zip([cpu for cpu in reversed(cpus) if cpu >= 0], reversed(spare), strict=False))
+
+
 def memory_of(config: ExecutorConfig) -> int:
     """How many bytes of memory the node lends."""
     if config.memory != "all":

@@ -14,10 +14,11 @@ from rfaas.clock import Clock
 from rfaas.config import ExecutorConfig
 from rfaas.core.supervisor import Action, Exited, Kill, LeaseOnNode, Over, Supervisor, Worker
 from rfaas.core.tokens import Claims
-from rfaas.errors import CapacityError, LibraryError, RfaasError, UnavailableError
+from rfaas.errors import CapacityError, LibraryError, LibraryMissingError, RfaasError
+from rfaas.launch.apart import WorkerApart
 from rfaas.launch.levels import Levels
 from rfaas.launch.libraries import Libraries
-from rfaas.launch.node import PRIVATE
+from rfaas.launch.node import PRIVATE, partners_of
 from rfaas.launch.output import Output, Outputs
 from rfaas.launch.workers import WorkerProcess, Zygote, exit_text
 from rfaas.launch.zygote import Started
@@ -29,6 +30,7 @@ from rfaas.proto.worker_messages import (
     SpawnWorker,
     WorkerDied,
 )
+from rfaas.sandbox import level
 
 PATIENCE_MIN_S = 0.05  # between two looks at what is ending, even with no stop_grace_s
 
@@ -61,6 +63,7 @@ class Pool:
         self._config = config
         self._clock = clock
         self._supervisor = Supervisor(cpus, config.workers_crashed_max)
+        self._partners = partners_of(cpus)
         self._node = zygote.node
         self._levels = Levels(zygote.node, {})
         self._zygote = Zygote(zygote.pid, zygote.sock, lost)
@@ -125,18 +128,18 @@ class Pool:
             container: what it runs in, at level `container`.
 
         Raises:
-            UnavailableError: the library is not here; send it.
+            LibraryMissingError: the library is not here; send it.
             LeaseEndedError: the lease is over, or ended while the worker came up.
             RfaasError: whatever the worker met; it is gone then.
         """
         library_fd = self.libraries.find(request.sha256)
         if library_fd is None:
-            raise UnavailableError(f"library {request.sha256[:12]} is not on this node; send it")
+            raise LibraryMissingError(f"library {request.sha256[:12]} is not on this node; send it")
         lease = self._supervisor.live(request.lease)
         while lease.worker is not None and lease.worker.state == "stopping":
             await self._wait_for_change(self._patience_s)
         worker = self._supervisor.start(request.lease)
-        process = WorkerProcess(worker.number, len(lease.cpus), request.slots, request.slot_bytes)
+        process = self._process(worker.number, request, lease, transport)
         self._processes[worker.number] = process
         order = SpawnWorker(
             isolation=lease.claims.isolation,
@@ -152,8 +155,6 @@ class Pool:
             cpus=lease.cpus,
             container=container,
         )
-        output = Output(aloud=self._config.name == PRIVATE)
-        self.outputs.keep(request.lease, output)
         task = LoadLibrary(
             ring_bytes=process.ring_bytes,
             cpus=lease.cpus,
@@ -165,9 +166,11 @@ class Pool:
             host=host,
         )
         try:
+            process.output = Output(aloud=self._config.name == PRIVATE)
+            self.outputs.keep(request.lease, process.output)
             await asyncio.wait_for(
                 process.start(
-                    self._zygote, order, output, task, library_fd, lambda d: self._died(worker, d)
+                    self._zygote, order, task, library_fd, lambda d: self._died(worker, d)
                 ),
                 self._config.load_timeout_s,
             )
@@ -190,6 +193,15 @@ class Pool:
     def claims(self, lease: str) -> Claims:
         """What a live lease grants."""
         return self._supervisor.live(lease).claims
+
+    def _process(
+        self, number: int, request: StartWorker, lease: LeaseOnNode, transport: str
+    ) -> WorkerProcess:
+        size = (len(lease.cpus), request.slots, request.slot_bytes)
+        trusted = self._config.endpoint == "auto" and level(lease.claims.isolation).trusted
+        if transport == "verbs" and not trusted:
+            return WorkerApart(number, *size, self._partners)
+        return WorkerProcess(number, *size)
 
     def process(self, lease: str) -> WorkerProcess | None:
         """The process that serves a live lease."""
@@ -265,6 +277,7 @@ class Pool:
         self.outputs.end(worker.lease)
         output = self.outputs.tail(worker.lease) or b""
         text = f"the worker died: {exit_text(death, output)}" if death else "its zygote is gone"
+        text = process.epitaph or text
         log.info("lease %s: worker %d: %s", worker.lease[:8], process.pid, worker.reason or text)
         self._finish(worker, process, text)
 

@@ -167,6 +167,8 @@ class WorkerProcess:
         self.ring_bytes = wire.ring_bytes(slots, slot_bytes)
         self.pid = 0
         self.doomed = False  # to be killed as soon as it is there
+        self.epitaph = ""  # what it died of, if its wait status does not tell
+        self.output: Output | None = None  # where what it writes goes, lent until it is gone
         self.functions: list[str] = []
         self.endpoint: Endpoint | None = None
         self.steps_ns: dict[str, int] = {}
@@ -181,7 +183,6 @@ class WorkerProcess:
         self,
         zygote: Zygote,
         order: SpawnWorker,
-        output: Output,
         task: LoadLibrary,
         library_fd: int,
         died: Callable[[WorkerDied | None], None],
@@ -193,22 +194,39 @@ class WorkerProcess:
             RfaasError: what the worker said.
             WorkerCrashedError: it died instead.
         """
+        self._make_memory()
+        await self._load(zygote, order, task, [library_fd, self.rings_fd, self._account_fd], died)
+
+    def _make_memory(self) -> None:
         self.rings_fd = ring.create(self.lanes, self.slots, self.slot_bytes)
         self._account_fd = ring.create_account(self.lanes)
-        self.pid, self._death, self._link = await zygote.spawn(order, output.fd)
-        output.started()
+
+    async def _load(
+        self,
+        zygote: Zygote,
+        order: SpawnWorker,
+        task: LoadLibrary,
+        fds: list[int],
+        died: Callable[[WorkerDied | None], None],
+    ) -> None:
+        output_fd = self.output.fd if self.output else 2
+        self.pid, self._death, self._link = await zygote.spawn(order, output_fd)
+        if self.output:
+            self.output.started()
         self._death.add_done_callback(
             lambda death: died(None if death.exception() else death.result())
         )
         if self.doomed:
             zygote.kill(self.pid)
-        self._link.send(task, [library_fd, self.rings_fd, self._account_fd])
+        self._link.send(task, fds)
         while (message := await self._link.receive()) is not None:
             match message:
                 case Error():
                     raise from_wire(message.code, message.text, message.hint)
                 case LibraryLoaded():
                     self.functions += message.functions
+                    if len(self.functions) > wire.FUNCTIONS_MAX:  # a constructor can say anything
+                        raise LibraryError("the worker tells of more functions than there can be")
                     self.steps_ns = message.steps_ns
                     self.endpoint = message.endpoint
                     if not message.more:

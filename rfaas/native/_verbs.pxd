@@ -65,13 +65,20 @@ cdef extern from "<rdma/rdma_cma.h>" nogil:
     uint16_t rdma_get_src_port(rdma_cm_id *id)
     const char *rdma_event_str(int event)
     const char *ibv_wc_status_str(int status)
+    const char *ibv_port_state_str(int state)
 
 cdef extern from "verbs_window.h" nogil:
     const window_carrier verbs_carrier
 
+cdef extern from "verbs_feed.h" nogil:
+    struct verbs_feed:
+        pass
+    verbs_feed *verbs_feed_new(const ring_map *ring, int shares)
+
 cdef extern from "verbs_lane.h" nogil:
     enum: SECRET_BYTES, VERBS_MAGIC, VERBS_VERSION
     enum: FAULT_NONE, FAULT_SEND, FAULT_RECEIVE, FAULT_POST, FAULT_EVENT, FAULT_PROTOCOL
+    enum: FAULT_PORT, FAULT_WORKER
     enum: REFUSED_STRANGER, REFUSED_VERSION, REFUSED_SECRET, REFUSED_LANE, REFUSED_GEOMETRY
     enum: REFUSED_TAKEN, REFUSED_QUEUES
     uint64_t HOT_ALWAYS
@@ -95,7 +102,7 @@ cdef extern from "verbs_lane.h" nogil:
     ctypedef struct verbs_fault:
         uint32_t where
         int32_t status
-        uint32_t vendor_error
+        int32_t detail
 
     ctypedef struct verbs_trouble:
         const char *step
@@ -131,9 +138,12 @@ cdef extern from "verbs_lane.h" nogil:
         verbs_link link
         int stop_fd
         int notice_fd
+        verbs_feed *feed
 
     void verbs_lane_loop(worker_lane *lane)
     void verbs_bare_loop(worker_lane *lane)
+    void verbs_feed_loop(worker_lane *lane)
+    void verbs_feed_wake(worker_lane *lane)
     int verbs_bare(window *w, const uint8_t *data, uint32_t size, uint32_t count,
                    uint64_t *samples)
     uint64_t verbs_stream(window *w, uint32_t size, uint32_t depth, uint32_t count)
@@ -145,9 +155,11 @@ cdef extern from "verbs_lane.h" nogil:
     void ring_close(ring_map *ring)
     int verbs_prepare(verbs_link *link, ibv_context *device, const ring_map *ring,
                       int remote_inputs, verbs_trouble *trouble)
+    int verbs_locks_always
     int verbs_queue_pair(verbs_link *link, rdma_cm_id *id, verbs_trouble *trouble)
     void verbs_aim(verbs_link *link, const verbs_window *window)
     void verbs_close(verbs_link *link)
+    void verbs_explain(verbs_link *link, int patience_ms)
     int verbs_connect(verbs_link *link, const ring_map *ring, const sockaddr *from_,
                       const sockaddr *to, uint16_t lane, const uint8_t *secret,
                       uint64_t timeout_ns, verbs_trouble *trouble)

@@ -22,9 +22,11 @@ from rfaas.native._worker cimport Library
 
 ticks_calibrate()
 
+cdef int EXPLAIN_MS = 200  # what the connection manager has to tell may be that late
+
 FAULTS = {
     FAULT_SEND: "send", FAULT_RECEIVE: "receive", FAULT_POST: "post", FAULT_EVENT: "event",
-    FAULT_PROTOCOL: "protocol",
+    FAULT_PROTOCOL: "protocol", FAULT_PORT: "port", FAULT_WORKER: "worker",
 }
 REFUSALS = {
     REFUSED_STRANGER: "stranger", REFUSED_VERSION: "version", REFUSED_SECRET: "secret",
@@ -62,7 +64,7 @@ cdef object trouble_of(const verbs_trouble *trouble):
 
 
 cdef object fault_of(const verbs_link *link):
-    """(where, number, name in the library's words, vendor's code), or None while it works."""
+    """(where, number, name in the library's words, detail), or None while it works."""
     cdef int status = link.fault.status
     if not link.broken:
         return None
@@ -70,11 +72,15 @@ cdef object fault_of(const verbs_link *link):
         text = ibv_wc_status_str(status).decode()
     elif link.fault.where == FAULT_EVENT:
         text = rdma_event_str(status).decode()
+    elif link.fault.where == FAULT_PORT:
+        text = ibv_port_state_str(status).decode()
     elif link.fault.where == FAULT_POST:
         text = os.strerror(status)
+    elif link.fault.where == FAULT_WORKER:
+        text = "the worker answered what it was never asked" if status else "the worker is gone"
     else:
         text = "a request for a slot that there is not"
-    return FAULTS[link.fault.where], status, text, link.fault.vendor_error
+    return FAULTS[link.fault.where], status, text, link.fault.detail
 
 
 cdef int address(sockaddr_storage *out, host, port) except -1:
@@ -88,6 +94,12 @@ cdef int address(sockaddr_storage *out, host, port) except -1:
     memcpy(out, found.ai_addr, found.ai_addrlen)
     freeaddrinfo(found)
     return 0
+
+
+def lock_always(bint on):
+    """Lock all windows from now on, as for a device that does no paging on demand; for tests."""
+    global verbs_locks_always
+    verbs_locks_always = on
 
 
 def connect(Lane lane, int number, source, host, port, const uint8_t[::1] secret, timeout_s):
@@ -142,8 +154,12 @@ cdef verbs_link *link_of(Lane lane) except NULL:
 
 
 def fault(Lane lane):
-    """What broke the connection: (where, number, name, vendor's code), or None."""
-    return fault_of(link_of(lane))
+    """What broke the connection: (where, number, name, detail), or None; waits for a cause."""
+    cdef verbs_link *link = link_of(lane)
+    if link.broken:
+        with nogil:
+            verbs_explain(link, EXPLAIN_MS)
+    return fault_of(link)
 
 
 def hang_up(Lane lane):
@@ -204,8 +220,9 @@ cdef class WorkerLanes:
         self.notice_fd = -1
 
     def __init__(self, Library library, int rings_fd, uint64_t ring_bytes, int account_fd, cpus,
-                 long hot_timeout_ms, host, bytes secret):
-        """Without a library, each write is answered by a bare one (bench).
+                 long hot_timeout_ms, host, bytes secret, feed=None):
+        """Without a library, each write is answered by a bare one (bench), or, as `feed` says,
+        taken to a worker over the rings: "apart" (it has other processors) or "together".
 
         Open a ring for each entry of `cpus`, as `_worker.WorkerLanes` does, register it with
         the device whose address is `host`, and listen there.
@@ -259,6 +276,12 @@ cdef class WorkerLanes:
             one.lane.cpu = cpus[index]
             one.lane.loop = verbs_lane_loop if library is not None else verbs_bare_loop
             one.lane.wake = verbs_lane_wake
+            if feed is not None:
+                one.feed = verbs_feed_new(&one.lane.ring, feed == "together")
+                if one.feed is NULL:
+                    raise MemoryError
+                one.lane.loop = verbs_feed_loop
+                one.lane.wake = verbs_feed_wake
             one.lane.hot_ticks = (
                 HOT_ALWAYS if hot_timeout_ms < 0 else ns_to_ticks(hot_timeout_ms * 1_000_000)
             )
@@ -367,6 +390,7 @@ cdef class WorkerLanes:
         self.stop()
         for index in range(self.count):
             ring_close(&self.lanes[index].lane.ring)
+            free(self.lanes[index].feed)
             if self.lanes[index].stop_fd > 0:
                 os.close(self.lanes[index].stop_fd)
         if self.notice_fd >= 0:

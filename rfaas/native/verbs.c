@@ -5,9 +5,11 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <pthread.h>
 #include <stdlib.h>
 
 #define SEND_DEPTH_MIN 64u
+#define LOCKED_BYTES_MAX (64ull << 20) /* of a window, if the device can do without */
 #define SIGNALS_PER_QUEUE 4u /* one write in a quarter of the send queue is signalled */
 
 _Static_assert(sizeof(verbs_window) == 28 && sizeof(verbs_hello) == 44, "as in wire.py");
@@ -18,11 +20,32 @@ int verbs_failed(verbs_trouble *trouble, const char *step, int error) {
     return -1;
 }
 
-void verbs_break(verbs_link *link, uint32_t where, int status, uint32_t vendor_error) {
-    if (link->broken)
+static int is_flush(const verbs_fault *fault) {
+    return (fault->where == FAULT_SEND || fault->where == FAULT_RECEIVE) &&
+           fault->status == IBV_WC_WR_FLUSH_ERR;
+}
+
+void verbs_break(verbs_link *link, uint32_t where, int status, int detail) {
+    const verbs_fault fault = {where, status, detail};
+    if (link->broken && (is_flush(&fault) || !is_flush(&link->fault)))
         return;
-    link->fault = (verbs_fault){where, status, vendor_error};
+    link->fault = fault;
     store_release(&link->broken, 1);
+}
+
+void verbs_explain(verbs_link *link, int patience_ms) {
+    struct pollfd readable = {.fd = link->events->fd, .events = POLLIN};
+    struct ibv_port_attr port;
+    if (!is_flush(&link->fault))
+        return;
+    verbs_reap(link, 0);
+    verbs_events(link);
+    if (is_flush(&link->fault) && !ibv_query_port(link->id->verbs, link->id->port_num, &port) &&
+        port.state != IBV_PORT_ACTIVE)
+        verbs_break(link, FAULT_PORT, (int)port.state, link->id->port_num);
+    /* The connection manager may be slower than the queues. */
+    if (is_flush(&link->fault) && poll(&readable, 1, patience_ms) > 0)
+        verbs_events(link);
 }
 
 int verbs_reap(verbs_link *link, int wait) {
@@ -33,7 +56,8 @@ int verbs_reap(verbs_link *link, int wait) {
             verbs_break(link, FAULT_POST, EIO, 0);
         for (int i = 0; i < count; i++) {
             if (UNLIKELY(done[i].status != IBV_WC_SUCCESS)) {
-                verbs_break(link, FAULT_SEND, (int)done[i].status, done[i].vendor_err);
+                verbs_break(link, FAULT_SEND, (int)done[i].status,
+                            (int)done[i].vendor_err);
                 return -1;
             }
             link->retired = (uint32_t)done[i].wr_id;
@@ -48,7 +72,7 @@ void verbs_flushed(verbs_link *link, const struct ibv_wc *completion) {
     /* A flushed receive is a consequence: the write that broke the connection says more. */
     if (completion->status == IBV_WC_WR_FLUSH_ERR)
         verbs_reap(link, 0);
-    verbs_break(link, FAULT_RECEIVE, (int)completion->status, completion->vendor_err);
+    verbs_break(link, FAULT_RECEIVE, (int)completion->status, (int)completion->vendor_err);
 }
 
 int verbs_doze(verbs_link *link, int other_fd, uint64_t sleep_ns) {
@@ -84,9 +108,46 @@ static int make_receives(verbs_link *link) {
     return 0;
 }
 
+int verbs_locks_always;
+
+/* Whether memory that is not locked can be written from and to: the device fetches pages when
+ * it meets them. */
+static int pages_on_demand(struct ibv_context *device) {
+    struct ibv_device_attr_ex limits;
+    const uint32_t needed = IBV_ODP_SUPPORT_WRITE;
+    return !verbs_locks_always && !ibv_query_device_ex(device, NULL, &limits) &&
+           limits.odp_caps.general_caps & IBV_ODP_SUPPORT &&
+           (limits.odp_caps.per_transport_caps.rc_odp_caps & needed) == needed;
+}
+
+static int register_halves(verbs_link *link, uint8_t *sources, uint8_t *targets, uint64_t bytes,
+                           int how) {
+    const int open = IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE;
+    if ((link->sources = ibv_reg_mr(link->pd, sources, bytes, how)) &&
+        (link->targets = ibv_reg_mr(link->pd, targets, bytes, open | how)))
+        return 0;
+    int error = errno;
+    if (link->sources)
+        ibv_dereg_mr(link->sources);
+    link->sources = NULL;
+    return error;
+}
+
+/* A small window is locked, which never costs a call anything.  A large one would take long to
+ * lock, and as a rule more than may be locked: where the device can, its pages are fetched on
+ * demand, once each. */
+static int register_window(verbs_link *link, uint8_t *sources, uint8_t *targets, uint64_t bytes) {
+    if (2 * bytes > LOCKED_BYTES_MAX && pages_on_demand(link->pd->context) &&
+        !register_halves(link, sources, targets, bytes, IBV_ACCESS_ON_DEMAND))
+        return 0;
+    int error = register_halves(link, sources, targets, bytes, 0);
+    if ((error == ENOMEM || error == EAGAIN) && pages_on_demand(link->pd->context))
+        error = register_halves(link, sources, targets, bytes, IBV_ACCESS_ON_DEMAND);
+    return error;
+}
+
 int verbs_prepare(verbs_link *link, struct ibv_context *device, const ring_map *ring,
                   int remote_inputs, verbs_trouble *trouble) {
-    const int open = IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE;
     const uint64_t half = ring->slots * ring->stride - PAGE_BYTES; /* less the last guard page */
     struct ibv_device_attr limits;
     link->slots = ring->slots;
@@ -111,10 +172,8 @@ int verbs_prepare(verbs_link *link, struct ibv_context *device, const ring_map *
         return verbs_failed(trouble, "allocate a protection domain", errno);
     uint8_t *sources = remote_inputs ? ring->outputs : ring->inputs;
     uint8_t *targets = remote_inputs ? ring->inputs : ring->outputs;
-    if ((link->sources = ibv_reg_mr(link->pd, sources, half, 0)))
-        link->targets = ibv_reg_mr(link->pd, targets, half, open);
-    if (!link->targets)
-        return verbs_failed(trouble, "register the window", errno);
+    if ((error = register_window(link, sources, targets, half)))
+        return verbs_failed(trouble, "register the window", error);
     if (!(link->channel = ibv_create_comp_channel(device)))
         return verbs_failed(trouble, "create a completion channel", errno);
     if (fcntl(link->channel->fd, F_SETFL, fcntl(link->channel->fd, F_GETFL) | O_NONBLOCK))
@@ -128,11 +187,33 @@ int verbs_prepare(verbs_link *link, struct ibv_context *device, const ring_map *
     return 0;
 }
 
+/* What a device took when it was last asked for inline bytes; contexts of librdmacm live as long
+ * as the process. */
+static struct {
+    pthread_mutex_t lock;
+    struct ibv_context *device;
+    uint32_t asked;
+} inline_known = {.lock = PTHREAD_MUTEX_INITIALIZER};
+
+static uint32_t inline_to_ask(struct ibv_context *device) {
+    pthread_mutex_lock(&inline_known.lock);
+    const uint32_t asked = inline_known.device == device ? inline_known.asked : INLINE_ASKED_MAX;
+    pthread_mutex_unlock(&inline_known.lock);
+    return asked;
+}
+
+static void inline_took(struct ibv_context *device, uint32_t asked) {
+    pthread_mutex_lock(&inline_known.lock);
+    inline_known.device = device;
+    inline_known.asked = asked;
+    pthread_mutex_unlock(&inline_known.lock);
+}
+
 /* No device tells what it takes inline before it is tried: step down until a queue pair is
  * made, and believe what was granted then. */
 int verbs_queue_pair(verbs_link *link, struct rdma_cm_id *id, verbs_trouble *trouble) {
     struct ibv_qp_init_attr attributes;
-    uint32_t asked = INLINE_ASKED_MAX;
+    uint32_t asked = inline_to_ask(id->verbs);
     int error;
     for (;; asked /= 2) {
         attributes = (struct ibv_qp_init_attr){
@@ -148,6 +229,7 @@ int verbs_queue_pair(verbs_link *link, struct rdma_cm_id *id, verbs_trouble *tro
     }
     if (error)
         return verbs_failed(trouble, "create a queue pair", error);
+    inline_took(id->verbs, asked);
     link->id = id;
     link->qp = id->qp;
     link->inline_max = attributes.cap.max_inline_data;

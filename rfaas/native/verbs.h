@@ -30,13 +30,17 @@
 #define VERBS_YIELD_NS 1000000
 #define INLINE_ASKED_MAX 1024u
 
-/* What broke a connection; the first thing counts. */
-enum { FAULT_NONE, FAULT_SEND, FAULT_RECEIVE, FAULT_POST, FAULT_EVENT, FAULT_PROTOCOL };
+/* What broke a connection.  The first thing counts, but for a flush: that what was posted comes
+ * back unused is the consequence of something else, and gives way to it whenever it is found. */
+enum { FAULT_NONE, FAULT_SEND, FAULT_RECEIVE, FAULT_POST, FAULT_EVENT, FAULT_PROTOCOL,
+       FAULT_PORT, FAULT_WORKER /* the worker behind an endpoint is gone, or answers nonsense */ };
 
 typedef struct {
     uint32_t where;         /* FAULT_* */
-    int32_t status;         /* ibv_wc_status, errno or rdma_cm_event_type, after `where` */
-    uint32_t vendor_error;
+    int32_t status;         /* ibv_wc_status, errno, rdma_cm_event_type or ibv_port_state, after
+                             * `where` */
+    int32_t detail;         /* the vendor's code of a completion, the status of an event, the number of
+                             * a port */
 } verbs_fault;
 
 /* Why something off the hot path failed. */
@@ -70,7 +74,10 @@ typedef struct {
     uint32_t slots, slot_bytes, receive_depth;
 } verbs_link;
 
-void verbs_break(verbs_link *link, uint32_t where, int status, uint32_t vendor_error);
+/* Whether windows are always locked, as on a device without on-demand paging; tests set it. */
+extern int verbs_locks_always;
+
+void verbs_break(verbs_link *link, uint32_t where, int status, int detail);
 
 /* Take completions of writes; with `wait`, until the send queue has room: 0, or -1 if broken. */
 int verbs_reap(verbs_link *link, int wait);
@@ -143,5 +150,7 @@ int verbs_listen(struct rdma_event_channel *events, const struct sockaddr *at, i
 int verbs_accept(verbs_link *link, struct rdma_cm_id *id, uint16_t lane, verbs_trouble *trouble);
 /* Take the connection events that are there; what ends the connection breaks the link. */
 void verbs_events(verbs_link *link);
+/* A broken link of a client: look for the cause of a flush, for `patience_ms` at most. */
+void verbs_explain(verbs_link *link, int patience_ms);
 
 #endif

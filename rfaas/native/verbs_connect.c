@@ -18,7 +18,8 @@
 #include <poll.h>
 
 #define ACK_TIMEOUT 16      /* 4.096 us * 2^16 = 0.27 s, InfiniBand specification 9.7.6.1.3 */
-#define RETRY_COUNT 7       /* so a peer that is gone is found out after some 2 s */
+#define RETRY_COUNT 6       /* so a peer that is gone is found out after some 2 s; 7, the most,
+                             * is for ever to SoftRoCE (rxe_comp.c) */
 #define RNR_RETRY_COUNT 6   /* 7 would be for ever; receives run out only at a peer that cheats */
 
 static int milliseconds_left(uint64_t deadline_ns) {
@@ -151,7 +152,7 @@ void verbs_events(verbs_link *link) {
     struct rdma_cm_event *event;
     while (!rdma_get_cm_event(link->events, &event)) {
         if (event->event != RDMA_CM_EVENT_TIMEWAIT_EXIT)
-            verbs_break(link, FAULT_EVENT, (int)event->event, 0);
+            verbs_break(link, FAULT_EVENT, (int)event->event, event->status);
         rdma_ack_cm_event(event);
     }
 }

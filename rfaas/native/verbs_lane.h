@@ -10,6 +10,7 @@ typedef struct {
     verbs_link link;
     int stop_fd;   /* eventfd(2) of this lane: wakes it */
     int notice_fd; /* eventfd(2) of the process: says that a lane's loop has ended */
+    struct verbs_feed *feed; /* of an endpoint's lane (verbs_feed.h), else NULL */
 } verbs_lane;
 
 /* For worker_lane. */

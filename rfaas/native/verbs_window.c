@@ -23,6 +23,11 @@ static void put(window *w, uint32_t slot, uint32_t function, const void *data, u
         end(w);
 }
 
+/* An endpoint says so of its worker.  The executor knows more: its notice becomes the error. */
+static inline int says_crashed(const struct ibv_wc *completion) {
+    return UNLIKELY(imm_low(be32toh(completion->imm_data)) == STATUS_WORKER_CRASHED);
+}
+
 /* Take one result: 0, or -1 if it makes no sense. */
 static inline int collect(window *w, const struct ibv_wc *completion) {
     const uint32_t imm = be32toh(completion->imm_data), slot = imm_slot(imm);
@@ -56,6 +61,11 @@ static int poll_results(window *w) {
     for (int i = 0; i < count; i++) {
         if (UNLIKELY(arrived[i].status != IBV_WC_SUCCESS)) {
             verbs_flushed(link, &arrived[i]);
+            count = i;
+            break;
+        }
+        if (says_crashed(&arrived[i])) {
+            verbs_break(link, FAULT_WORKER, 0, 0);
             count = i;
             break;
         }

@@ -58,6 +58,7 @@ const wire_number wire_numbers[] = {
     {"Status.FUNCTION_UNKNOWN", STATUS_FUNCTION_UNKNOWN},
     {"Status.OUTPUT_TOO_LARGE", STATUS_OUTPUT_TOO_LARGE},
     {"Status.REQUEST_INVALID", STATUS_REQUEST_INVALID},
+    {"Status.WORKER_CRASHED", STATUS_WORKER_CRASHED},
     {"RingState.STARTING", RING_STARTING},
     {"RingState.SERVING", RING_SERVING},
     {"RingState.ENDED", RING_ENDED},

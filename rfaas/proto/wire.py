@@ -96,6 +96,7 @@ class Status(IntEnum):
     FUNCTION_UNKNOWN = 2  # detail: the index that was asked for
     OUTPUT_TOO_LARGE = 3  # detail: the size that the function reported
     REQUEST_INVALID = 4  # slot or size out of bounds; detail: that number
+    WORKER_CRASHED = 5  # over RDMA, from an endpoint: its worker died before it answered
 
 
 class RingState(IntEnum):

@@ -9,6 +9,7 @@ As those in messages.py, which has all that a node hears from outside.
                             KillWorker        (notice)
     zygote -> executor      WorkerDied        (notice)
     executor -> worker      LoadLibrary       LibraryLoaded... (with three descriptors)
+    executor -> endpoint    ServeRings        RingsServed (with two descriptors)
 """
 
 from __future__ import annotations
@@ -83,6 +84,26 @@ class ContainerTask(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     image: ImageName
     root: Text = ""
     options: dict[Name, Text] = field(default_factory=dict)
+
+
+class ServeRings(Message, frozen=True):
+    """To a new process: be the endpoint of a worker.  Descriptors: rings, accounting page.
+
+    Ring i starts at `i * ring_bytes` and is fed by a thread on `cpus[i]` (-1: anywhere), which
+    gives way while the worker calls if it `shares` that one's processor.
+    """
+
+    ring_bytes: Count
+    cpus: tuple[int, ...]
+    hot_timeout_ms: int
+    host: Annotated[str, Meta(max_length=255)]
+    shares: bool
+
+
+class RingsServed(Message, frozen=True):
+    """The endpoint listens for the worker's client."""
+
+    endpoint: Endpoint
 
 
 class SpawnWorker(Message, frozen=True):

@@ -19,7 +19,7 @@ from contextlib import suppress
 
 from msgspec.structs import replace
 
-from rfaas import __version__
+from rfaas import __version__, addresses
 from rfaas.clock import Clock
 from rfaas.config import ContainerConfig, ExecutorConfig
 from rfaas.control import aio
@@ -32,7 +32,9 @@ from rfaas.errors import (
     ProtocolError,
     RfaasError,
     SystemCallError,
+    UnavailableError,
     UsageError,
+    WorldError,
 )
 from rfaas.launch.images import Images
 from rfaas.launch.libraries import Upload
@@ -42,7 +44,7 @@ from rfaas.launch.zygote import Started
 from rfaas.proto import messages as m
 from rfaas.proto.codec import names_page
 from rfaas.proto.worker_messages import ContainerTask
-from rfaas.transport import transport
+from rfaas.transport import fitting, transport
 
 REQUESTS_PER_LINK_MAX = 16
 TICK_S = 0.1
@@ -109,23 +111,27 @@ class Executor:
         if private is not None:
             return self.listener.adopt(private)
         self.listener = await aio.listen(self._config.address, self._welcome, self._serve)
-        where = f"executor {self._config.name} ready on {self._config.address}"
-        if self._config.resource_manager == "none":
-            flag = f"--executor {self._config.address}"
+        address = self.listener.address
+        self._node = replace(self._node, address=address)
+        where = f"executor {self._config.name} ready on {address}"
+        manager = self._config.resource_manager
+        if manager == "none":
+            flag = f"--executor {addresses.announced(address, os.uname().nodename)}"
             self._ready(
                 f"{where}; next: rfaas call {flag} functions/libfunctions.so echo README.md"
             )
         else:
-            waiting(f"waiting for the resource manager at {self._config.resource_manager}")
+            waiting(f"waiting for the resource manager at {manager}")
+            flag = "" if addresses.is_local(manager) else f"--resource-manager {manager} "
             self._authority = ManagerAuthority(
-                self._config.resource_manager,
+                manager,
                 self._node,
                 self._clock,
                 self._pool.usage,
                 self._pool.end_lease,
                 lambda: self._ready(
                     f"{where}, lends {self._node.cores} cores; "
-                    "next: rfaas call functions/libfunctions.so echo README.md"
+                    f"next: rfaas call {flag}functions/libfunctions.so echo README.md"
                 ),
                 self._lost,
             )
@@ -198,7 +204,7 @@ class Executor:
         try:
             match message:
                 case m.StartWorker():
-                    reply, fds = await self._start_worker(message)
+                    reply, fds = await self._start_worker(client, message)
                 case m.OpenLease():
                     reply = await self._open(client, message)
                 case m.StopWorker():
@@ -273,10 +279,14 @@ class Executor:
         return self._authority.answer(request)
 
     async def _start_worker(
-        self, request: m.StartWorker
+        self, client: Client, request: m.StartWorker
     ) -> tuple[m.WorkerStarted, tuple[int, ...]]:
-        carrier = transport(request.transport)
-        host = carrier.host(self._device)
+        carrier = transport(fitting(request.transport, client.link.passes_fds))
+        try:
+            host = carrier.host(self._device)
+        except UnavailableError as error:  # which would ask the client for its library
+            text = f"node {self._config.name} cannot serve over {carrier.name}: {error.text}"
+            raise WorldError(text, hint=error.hint) from None
         container = await self._container(request.lease)
         worker, process, lease = await self._pool.start(request, carrier.name, host, container)
         log.info(
@@ -363,7 +373,7 @@ class Executor:
             version=__version__,
             pid=os.getpid(),
             uptime_s=self._clock.monotonic_s() - self._started_s,
-            address=self._config.address,
+            address=self._node.address,
             facts={
                 "cores": self._node.cores,
                 "isolation": ", ".join(map(self._pool.described, self._node.isolation)),

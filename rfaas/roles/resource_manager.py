@@ -36,6 +36,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 import rfaas
+from rfaas.addresses import announced, is_local
 from rfaas.clock import Clock
 from rfaas.config import ResourceManagerConfig
 from rfaas.control.aio import AsyncLink, listen
@@ -85,6 +86,7 @@ class ResourceManager:
         store: Store,
         random_bytes: Callable[[int], bytes] = secrets.token_bytes,
     ) -> None:
+        self.address = config.address  # where it listens: a port left open is filled in
         self._config = config
         self._clock = clock
         self._random_bytes = random_bytes
@@ -303,7 +305,7 @@ class ResourceManager:
             version=rfaas.__version__,
             pid=os.getpid(),
             uptime_s=now_s - self._started_s,
-            address=self._config.address,
+            address=self.address,
             facts={
                 "nodes up": len(up),
                 "nodes lost": len(nodes) - len(up),
@@ -388,7 +390,9 @@ async def run(
         welcome = messages.Welcome(version=PROTOCOL_VERSION, role=ROLE, name=platform.node())
         listener = await listen(config.address, welcome, manager.serve)
         try:
-            ready(f"resource manager ready on {config.address}; next: rfaas serve --role executor")
+            at = manager.address = listener.address
+            flag = "" if is_local(at) else f" --resource-manager {announced(at, platform.node())}"
+            ready(f"resource manager ready on {at}; next: rfaas serve --role executor{flag}")
             while not stop.is_set():
                 with suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(stop.wait(), manager.tick_s)

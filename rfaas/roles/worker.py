@@ -19,7 +19,7 @@ from rfaas.native._worker import Library, report_faults
 from rfaas.proto import wire
 from rfaas.proto.codec import names_page
 from rfaas.proto.messages import Error
-from rfaas.proto.worker_messages import LibraryLoaded, LoadLibrary
+from rfaas.proto.worker_messages import LibraryLoaded, LoadLibrary, ServeRings
 from rfaas.transport.serve import Served, serve
 
 _AREAS_PER_SLOT = 4  # of our mapping: input, guard page, output, guard page
@@ -31,6 +31,10 @@ def run(link: Link) -> int:
     """Serve one library until the executor closes the link; the exit status."""
     try:
         task = link.receive()
+        if isinstance(task, ServeRings):
+            from rfaas.launch import endpoint
+
+            return endpoint.run(link, task)
         if not isinstance(task, LoadLibrary):
             raise ProtocolError(f"a worker's first message is LoadLibrary, not {task}")
         level = sandbox.level(task.isolation)

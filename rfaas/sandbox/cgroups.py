@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import functools
 import os
+import re
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -26,6 +27,7 @@ STALE_S = 60.0  # a group that old and without a process is in nobody's hands
 BASE_PROCESSES = 2  # its init, and its main thread
 HINT = "delegate a group to the executor: Delegate=yes in its systemd unit"
 _PREFIX = "rfaas-"
+_OURS = re.compile(r"rfaas-\d+-\d+-\d+-\d+")
 _ESCAPES = (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\"))  # of mountinfo
 
 
@@ -190,7 +192,7 @@ def sweep(places: Places, name: str = "") -> bool:
     for folder in set(places.folders.values()):
         with suppress(OSError):
             for found in os.listdir(folder):
-                if not found.startswith(name or _PREFIX):
+                if not _OURS.fullmatch(found) or not found.startswith(name):
                     continue
                 path = f"{folder}/{found}"
                 try:

@@ -30,7 +30,7 @@ class Transport(Protocol):
         """The executor's side: where its workers listen, "" where they need not.
 
         Raises:
-            UnavailableError, ConfigError: the device cannot be used, or is not there.
+            DeviceError, ConfigError: the device cannot be used, or is not there.
         """
 
     def offer(self, rings_fd: int) -> tuple[int, ...]:
@@ -56,6 +56,23 @@ class Transport(Protocol):
             SystemCallError: the lanes cannot be opened.
             UnavailableError: the worker does not answer.
         """
+
+
+def fitting(name: str, shares_memory: bool) -> str:
+    """What `name` comes to for a client: one that `shares_memory` came by a Unix socket.
+
+    Raises:
+        UsageError: it can not be had.
+    """
+    if shares_memory:
+        return name
+    if name == "shm":
+        raise UsageError(
+            "transport shm is for a client and an executor on one machine that meet at a Unix "
+            "socket: its memory cannot be passed through a network",
+            hint='set lane.transport to "auto" or "verbs"',
+        )
+    return "verbs" if name == "auto" else name
 
 
 def transport(name: str) -> Transport:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from rfaas.errors import ConfigError, UnavailableError, near
+from rfaas.errors import ConfigError, DeviceError, near
 
 if TYPE_CHECKING:
     from rfaas.diagnose.records import Device
@@ -34,7 +34,7 @@ def choose(wanted: str) -> Choice:
 
     Raises:
         ConfigError: there is no device of that name.
-        UnavailableError: there is none at all, or it cannot be used; says why.
+        DeviceError: there is none at all, or it cannot be used; says why.
     """
     from rfaas.diagnose.devices import find_devices
 
@@ -43,7 +43,7 @@ def choose(wanted: str) -> Choice:
 
 def _choose(wanted: str, devices: list[Device]) -> Choice:
     if not devices:
-        raise UnavailableError("this machine has no RDMA device", hint=NONE_HINT)
+        raise DeviceError("this machine has no RDMA device", hint=NONE_HINT)
     if wanted:
         named = [device for device in devices if wanted in _names(device)]
         if not named:
@@ -61,7 +61,7 @@ def _choose(wanted: str, devices: list[Device]) -> Choice:
             return Choice(device.name, _host(device))
         faults.append(f"{device.name}: {fault}")
     what = "the RDMA device cannot be used" if len(devices) == 1 else "no RDMA device can be used"
-    raise UnavailableError(f"{what}: {'; '.join(faults)}", hint="`rfaas doctor` says what to do")
+    raise DeviceError(f"{what}: {'; '.join(faults)}", hint="`rfaas doctor` says what to do")
 
 
 def fault_of(device: Device) -> str:

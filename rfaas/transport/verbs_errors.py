@@ -11,7 +11,7 @@ import os
 import resource
 from typing import TYPE_CHECKING, Any
 
-from rfaas.errors import RfaasError, SystemCallError, UnavailableError
+from rfaas.errors import DeviceError, RfaasError, SystemCallError, UnavailableError
 from rfaas.units import format_bytes
 
 if TYPE_CHECKING:
@@ -34,6 +34,16 @@ COMPLETIONS = {
     21: ("GENERAL_ERR", "the NIC failed"),
 }
 FLUSHED = 5
+
+# Events that end a connection that worked.  rdma_get_cm_event(3)
+ENDINGS = {
+    "RDMA_CM_EVENT_DISCONNECTED": "the other side disconnected, or its process ended",
+    "RDMA_CM_EVENT_UNREACHABLE": "the other side cannot be reached any more: it is gone, or the "
+    "link is down",
+    "RDMA_CM_EVENT_DEVICE_REMOVAL": "the device was taken away",
+    "RDMA_CM_EVENT_ADDR_CHANGE": "the device's address has moved to another port",
+}
+_GONE = ("worker", 0, "the worker is gone", 0)  # of an endpoint
 DISCONNECTED = "RDMA_CM_EVENT_DISCONNECTED"
 
 REFUSALS = {
@@ -60,13 +70,13 @@ def load() -> Any:
     """The native part.
 
     Raises:
-        UnavailableError: this machine lacks librdmacm, or this rfaas was built without it.
+        DeviceError: this machine lacks librdmacm, or this rfaas was built without it.
     """
     try:
         from rfaas.native import _verbs
     except ImportError as error:
         built = "_verbs" not in str(error)
-        raise UnavailableError(
+        raise DeviceError(
             f"transport verbs is not available here: {error}",
             hint="install librdmacm and libibverbs (Debian: librdmacm1 ibverbs-providers)"
             if built
@@ -98,22 +108,33 @@ def of_trouble(trouble: Trouble, what: str) -> RfaasError:
 
 def of_fault(fault: Fault) -> str:
     """What broke a connection, in one line."""
-    where, number, text, vendor = fault
+    where, number, text, detail = fault
     if where in ("send", "receive"):
         name, meaning = COMPLETIONS.get(number, (f"status {number}", text))
-        vendor_text = f", vendor's code {vendor:#x}" if vendor else ""
+        vendor_text = f", vendor's code {detail:#x}" if detail else ""
         return f"{meaning} (a {where} completed with IBV_WC_{name}: {text}{vendor_text})"
     if where == "event":
-        return f"the other side is gone ({text})"
+        meaning = ENDINGS.get(text, "the connection manager ended it")
+        why = f", {os.strerror(-detail)}" if detail < 0 else ""
+        return f"{meaning} ({text}{why})"
+    if where == "port":
+        return f"port {detail} of our device is {text.removeprefix('PORT_').lower()}"
     if where == "post":
         return f"the queue pair takes nothing any more ({text})"
+    if where == "worker":
+        return f"the endpoint says: {text}"
     return f"the other side broke the protocol: {text} ({number})"
 
 
 def is_farewell(fault: Fault) -> bool:
     """Whether that is how an orderly end of the other side looks."""
     where, number, _, _ = fault
-    return (where == "receive" and number == FLUSHED) or where == "event"
+    return (where == "receive" and number == FLUSHED) or where == "event" or fault == _GONE
+
+
+def is_nonsense(fault: Fault) -> bool:
+    """Whether an endpoint's worker wrote what makes no sense."""
+    return fault[0] == "worker" and fault[1] != 0
 
 
 def _too_little_memlock(size: int, what: str) -> RfaasError:

@@ -22,12 +22,19 @@ from rfaas.errors import (
     SystemCallError,
     UnavailableError,
 )
+from rfaas.paths import socket_path
 from rfaas.proto.codec import encode
 from rfaas.proto.messages import (
     AdoptLink,
     SendLibrary,
 )
 from tests.control.peers import HELLO, NOTICE, served
+
+
+@pytest.fixture
+def scheme() -> str:
+    """Descriptors travel through Unix sockets alone."""
+    return "unix"
 
 
 class TestDescriptors:
@@ -119,7 +126,7 @@ class TestDescriptors:
 
 class TestAddresses:
     def test_socket_is_the_owners_alone(self, address: str) -> None:
-        path = sockets.path_of(address)
+        path = socket_path(address)
 
         def client() -> None:
             assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
@@ -129,7 +136,7 @@ class TestAddresses:
 
     def test_a_stale_socket_is_replaced(self, address: str) -> None:
         with socket.socket(socket.AF_UNIX) as dead:
-            dead.bind(sockets.path_of(address))
+            dead.bind(socket_path(address))
         served(address, lambda: link.connect(address, HELLO).close())
 
     def test_a_live_one_is_refused(self, address: str) -> None:
@@ -142,7 +149,7 @@ class TestAddresses:
         served(address, client)
 
     def test_a_file_is_left_alone(self, address: str) -> None:
-        path = Path(sockets.path_of(address))
+        path = Path(socket_path(address))
         path.write_text("a user's")
         with pytest.raises(AddressInUseError, match="no socket"):
             sockets.listen(address)
@@ -164,12 +171,7 @@ class TestAddresses:
     def test_too_long(self, tmp_path: Path) -> None:
         """108 bytes are what a socket's address holds, unix(7)."""
         long = f"unix:{tmp_path}/{'x' * 200}"
-        with pytest.raises(SystemCallError):
+        with pytest.raises(ConfigError, match="too long"):
             sockets.listen(long)
-        with pytest.raises(UnavailableError):
+        with pytest.raises(ConfigError, match="too long"):
             sockets.connect(long)
-
-    @pytest.mark.parametrize("text", ["", "unix:", "unix:relative", "tcp:host:1", "/path"])
-    def test_of_another_form(self, text: str) -> None:
-        with pytest.raises(ConfigError, match="unix:/path"):
-            sockets.path_of(text)

@@ -160,6 +160,14 @@ def test_a_soft_limit_is_raised_by_oneself() -> None:
     assert finding.mend[0] == "ulimit -l unlimited"
 
 
+def test_a_limit_that_pages_on_demand_go_round() -> None:
+    paging = device(limits=msgspec.structs.replace(LIMITS, pages_on_demand=True))
+    low = {"memlock_bytes": 8 << 20, "memlock_bytes_hard": 8 << 20}
+    assert list(only("locked memory", facts(devices=[paging], **low)).blocks) == []
+    both = facts(devices=[paging, device(limits=LIMITS)], **low)
+    assert list(only("locked memory", both).blocks) == ["verbs"]
+
+
 def test_a_limit_that_does_not_count() -> None:
     finding = only("locked memory", facts(memlock_bytes=0, ignores_memlock=True))
     assert "CAP_IPC_LOCK" in finding.text

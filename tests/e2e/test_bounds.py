@@ -23,7 +23,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"memory": -1}, "argument memory: value is too small (-1), at least 1 is required"),
     ({"memory": 2**60 + 1}, "at most 1152921504606846976 (1 EiB) is allowed"),
     ({"memory": "lots"}, "argument memory: expected a size such as"),
-    ({"isolation": "magic"}, "argument isolation: value is unknown ('magic'), allowed are none,"),
+    (
+        {"isolation": "magic"},
+        "argument isolation: value is unknown ('magic'), allowed are",
+    ),
     ({"slots": 0}, "argument slots: value is too small (0), at least 1 is required"),
     ({"slots": 4097}, "argument slots: value is too large (4097), at most 4096 is allowed"),
     ({"slot_bytes": 0}, "argument slot_bytes: value is too small (0), at least 1 is required"),

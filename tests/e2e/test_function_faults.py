@@ -50,7 +50,7 @@ def lives(lease: Lease) -> bool:
 
 
 CRASHES = [
-    ("crash_segv", "the worker died: killed by SIGSEGV (Segmentation fault)"),
+    ("crash_segv", "the worker died: killed by SIGSEGV (Segmentation fault) at address 0x8"),
     ("crash_abort", "the worker died: killed by SIGABRT (Aborted)"),
     ("call_exit", "the worker died: it ended by itself with exit status 3"),
     ("call_pthread_exit", "the worker died: a function called pthread_exit()"),

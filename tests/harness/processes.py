@@ -157,11 +157,14 @@ def descendants(pid: int) -> Iterator[int]:
         found += children
 
 
-def workers_of(pid: int) -> list[int]:
+def workers_of(pid: int, name: str = "rfaas-worker") -> list[int]:
     """The workers that run below a process; one that is dead and not yet reaped does not."""
-    return [
-        child for child in descendants(pid) if _name(child) == "rfaas-worker" and is_alive(child)
-    ]
+    return [child for child in descendants(pid) if _name(child) == name and is_alive(child)]
+
+
+def endpoints_of(pid: int) -> list[int]:
+    """The endpoints that run below a process."""
+    return workers_of(pid, "rfaas-endpoint")
 
 
 def wait_for_end(*pids: int) -> None:

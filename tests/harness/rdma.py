@@ -85,6 +85,29 @@ def cable_cut(end: End) -> Iterator[None]:
         subprocess.run(["sh", CABLE_ROUTES], check=True)
 
 
+@contextmanager
+def no_address(end: End) -> Iterator[None]:
+    """One end of the guest's cable has no address; it has its own again, and routes, after."""
+    address = ["ip", "address"]
+    subprocess.run([*address, "flush", "dev", end.netdev], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run([*address, "add", f"{end.address}/24", "dev", end.netdev], check=True)
+        subprocess.run(["sh", CABLE_ROUTES], check=True)
+
+
+@contextmanager
+def packets_lost(end: End) -> Iterator[None]:
+    """Whatever leaves one end of the guest's cable gets lost, though both links are up."""
+    queue = ["tc", "qdisc"]
+    subprocess.run([*queue, "add", "dev", end.netdev, "root", "netem", "loss", "100%"], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run([*queue, "delete", "dev", end.netdev, "root"], check=True)
+
+
 def lacking(config: pytest.Config, what: str) -> NoReturn:
     """Skip, or fail where RDMA is required."""
     if config.getoption("--require-rdma"):

@@ -43,7 +43,10 @@ def say(*words):
 
 
 # How to run all of it over another transport; nothing else of the caller's comes through.
-KEPT = ("RFAAS_LANE_TRANSPORT", "RFAAS_LANE_SLOT_BYTES", "RFAAS_RDMA_DEVICE")
+KEPT = (
+    *("RFAAS_LANE_TRANSPORT", "RFAAS_LANE_SLOT_BYTES", "RFAAS_RDMA_DEVICE"),
+    "RFAAS_EXECUTOR_ENDPOINT",
+)
 
 
 class Site:

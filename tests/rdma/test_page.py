@@ -21,8 +21,8 @@ from pathlib import Path
 
 import pytest
 
+from rfaas.addresses import parse
 from rfaas.errors import ConfigError
-from rfaas.paths import socket_path
 from tests.rdma.test_runner import KERNEL, RUN, TREE, with_guest
 
 PAGE = (TREE / "docs/rdma.md").read_text()
@@ -114,7 +114,7 @@ def test_alone(block: str) -> None:
 def test_what_does_not_work_yet_is_said() -> None:
     """Whoever makes it work finds here that section 9 of the page, and its commands, change."""
     with pytest.raises(ConfigError, match="not supported yet"):
-        socket_path("verbs:10.0.0.1:7471")
+        parse("verbs:10.0.0.1:7471")
     assert "two machines: links over librdmacm | not yet |" in PAGE
 
 

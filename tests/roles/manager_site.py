@@ -96,7 +96,7 @@ class Caller:
             incarnation=incarnation,
             cores=cores,
             memory_bytes=1024 * GIB,
-            isolation=("none", "process"),
+            isolation=("none", "process", "sandbox"),
             leases=live,
         )
         return await self.ask(asked, messages.NodeJoined)

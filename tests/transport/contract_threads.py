@@ -4,12 +4,38 @@ from __future__ import annotations
 
 import random
 import threading
+import time
+from collections.abc import Callable
 
 import pytest
 
 from rfaas.native._calls import Call
 from tests.transport.contract import all_slots_work, pattern
 from tests.transport.served import Gate, Serve
+
+
+def processor_ns(work: Callable[[], None]) -> int:
+    """Nanoseconds of processor time that three threads use which do `work` at once."""
+    used_ns: list[int] = []
+
+    def measured() -> None:
+        before = time.thread_time_ns()
+        work()
+        used_ns.append(time.thread_time_ns() - before)
+
+    threads = [threading.Thread(target=measured) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(used_ns) == 3
+    return sum(used_ns)
+
+
+def naps() -> None:
+    """Half a second of sleeps as long as those of threads that watch a lane."""
+    for _ in range(500):
+        time.sleep(0.001)
 
 
 class Threads:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class VerbsServed(Served):
     """The worker listens at the second end, the client connects from the first."""
 
-    def __init__(self, ends: tuple[End, End], library: Path, **options: Any) -> None:
+    def __init__(self, ends: tuple[End, End], library: Path | None, **options: Any) -> None:
         self._client, self._server = ends
         self.endpoint: Endpoint | None = None
         super().__init__(_Carrier(self), library, **options)

@@ -52,12 +52,7 @@ class TestThreads(contract_threads.Threads): ...
 class TestEndings(contract_faults.Endings): ...
 
 
-class TestWaiting(contract_faults.Waiting):
-    @pytest.mark.skip(
-        reason="fails in the guest: 0.49 s of processor time, 0.25 allowed; cause not found"
-    )
-    def test_threads_that_watch_sleep(self) -> None:  # type: ignore[override]
-        """Open: the guest may charge whole ticks for naps, or watchers over verbs may not sleep."""
+class TestWaiting(contract_faults.Waiting): ...
 
 
 class TestAccounting(contract_faults.Accounting): ...

@@ -1,0 +1,102 @@
+"""RDMA devices that cannot carry calls: both sides say so, each about its own, and how."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.harness.rdma import End, cable_cut, no_address
+from tests.harness.site import Site
+from tests.transport.served_verbs import open_devices
+
+pytestmark = pytest.mark.rdma
+Ends = tuple[End, End]
+WINDOW = ("--transport", "verbs", "--slot-bytes", "64KiB")
+
+
+@pytest.fixture(scope="session")
+def ends(rdma_ends: Ends) -> Ends:
+    """Two devices of a guest, where they may be disturbed."""
+    if rdma_ends[0] == rdma_ends[1] or "RFAAS_GUEST" not in os.environ:
+        pytest.skip("only in the guest are the devices ours to take away")
+    open_devices(rdma_ends[0])
+    return rdma_ends
+
+
+@contextmanager
+def iwarp(end: End) -> Iterator[None]:
+    """A device in software that speaks iWARP, beside the RoCE one."""
+    link = ["rdma", "link"]
+    subprocess.run([*link, "add", "siw0", "type", "siw", "netdev", end.netdev], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run([*link, "delete", "siw0"], check=True)
+
+
+Disturb = Callable[[End], AbstractContextManager[None]]
+FAULTS = [
+    pytest.param(cable_cut, "", "{end.device}: it is down (port 1 is down)", id="down"),
+    pytest.param(
+        no_address,
+        "",
+        "{end.device}: it has no IP address, which rdma_cm binds to (netdev {end.netdev})",
+        id="no address",
+    ),
+    pytest.param(
+        iwarp,
+        "siw0",
+        "siw0: iWARP has no RDMA WRITE WITH IMM, which calls are made of",
+        id="iWARP",
+    ),
+]
+
+
+@pytest.mark.parametrize(("disturb", "device", "said"), FAULTS[1:])  # a cable has two ends
+def test_at_the_client(
+    site: Site, shipped: Path, ends: Ends, disturb: Disturb, device: str, said: str
+) -> None:
+    end, server = ends
+    site.start("all", "--device", server.device)
+    with disturb(end):
+        done = site.run("call", *WINDOW, "--device", device or end.device, shipped, "echo")
+    assert (done.returncode, done.stdout) == (69, b"")
+    assert said.format(end=end) in done.stderr.decode()
+
+
+@pytest.mark.parametrize(("disturb", "device", "said"), FAULTS)
+def test_at_the_executor(
+    site: Site, shipped: Path, ends: Ends, disturb: Disturb, device: str, said: str
+) -> None:
+    """Its word reaches the client, which does not take it for a library that is to be sent."""
+    client, end = ends
+    with disturb(end):
+        site.start("all", "--device", device or end.device)
+        done = site.run("call", *WINDOW, "--device", client.device, shipped, "echo")
+    assert (done.returncode, done.stdout) == (69, b"")
+    assert said.format(end=end) in done.stderr.decode()
+
+
+def test_a_wrong_name_at_the_executor(site: Site, shipped: Path, ends: Ends) -> None:
+    client, end = ends
+    site.start("all", "--device", "rxe9")
+    done = site.run("call", *WINDOW, "--device", client.device, shipped, "echo")
+    assert done.returncode == 78
+    assert "there is no RDMA device or netdev 'rxe9', there is " in done.stderr.decode()
+    assert f"{end.device} ({end.netdev})" in done.stderr.decode()
+
+
+def test_back_again(site: Site, shipped: Path, ends: Ends) -> None:
+    """Nothing has to be started anew when the device has come back."""
+    client, server = ends
+    site.start("all", "--device", server.device)
+    with cable_cut(server):
+        assert site.run("call", *WINDOW, shipped, "echo").returncode == 69
+    command = ("call", *WINDOW, "--device", client.device, shipped, "echo", __file__)
+    done = site.run(*command)
+    assert (done.returncode, done.stdout, done.stderr) == (0, Path(__file__).read_bytes(), b"")
