@@ -4,7 +4,8 @@ A file of its own because pyproject.toml can neither say `*.c` nor drop what the
 interpreter's own build left in the linker's command line.
 
 Each `rfaas/native/_*.pyx` becomes a module; all are linked with the same C files,
-compiled once, and `_verbs`, where librdmacm's headers are, with `verbs*.c` as well.
+compiled once, and `_verbs` and `_rdma_stream`, where librdmacm's headers are, with
+`verbs*.c` and `rdma_*.c` as well.
 RFAAS_WERROR=1 makes warnings errors (`make check`).
 """
 
@@ -22,14 +23,16 @@ from setuptools.command.build_ext import build_ext
 
 NATIVE = "rfaas/native"
 GENERATED = "build/cython"  # the C that Cython makes: beside the sources it would pass for one
-VERBS = f"{NATIVE}/_verbs.pyx"  # a module of its own: nothing else links to libibverbs
-VERBS_HEADER = "rdma/rdma_cma.h"
-MODULES = sorted(set(glob(f"{NATIVE}/_*.pyx")) - {VERBS})
-PROGRAM_SOURCE = f"{NATIVE}/inside.c"
-C_SOURCES = sorted(set(glob(f"{NATIVE}/*.c")) - set(glob(f"{NATIVE}/verbs*.c")) - {PROGRAM_SOURCE})
-VERBS_SOURCES = [VERBS, *sorted(glob(f"{NATIVE}/verbs*.c"))]
+RDMA = {  # modules of their own: nothing else links to libibverbs
+    f"{NATIVE}/_verbs.pyx": sorted(glob(f"{NATIVE}/verbs*.c")),
+    f"{NATIVE}/_rdma_stream.pyx": sorted(glob(f"{NATIVE}/rdma_*.c")),
+}
+RDMA_HEADER = "rdma/rdma_cma.h"
 # A program of its own, for containers; built and carried as the modules are, under their suffix.
 PROGRAM = "rfaas.native.inside"
+PROGRAM_SOURCE = f"{NATIVE}/inside.c"
+MODULES = sorted(set(glob(f"{NATIVE}/_*.pyx")) - set(RDMA))
+C_SOURCES = sorted(set(glob(f"{NATIVE}/*.c")).difference({PROGRAM_SOURCE}, *RDMA.values()))
 
 # hidden: calls between our own files go through no table, and a symbol of the
 # same name in a client's library cannot take one's place.
@@ -93,18 +96,19 @@ extensions = [
     )
     for module in MODULES
 ]
-if has_header(VERBS_HEADER):
-    extensions.append(
+if has_header(RDMA_HEADER):
+    extensions += [
         Extension(
-            "rfaas.native._verbs",
-            sources=VERBS_SOURCES,
+            f"rfaas.native.{Path(module).stem}",
+            sources=[module, *sources],
             depends=[*C_SOURCES, *glob(f"{NATIVE}/*.h"), *glob(f"{NATIVE}/*.pxd")],
             include_dirs=[NATIVE],
             libraries=["rdmacm", "ibverbs", *LIBRARIES],
             extra_compile_args=CFLAGS,
             extra_link_args=LDFLAGS,
         )
-    )
+        for module, sources in RDMA.items()
+    ]
 extensions.append(Extension(PROGRAM, sources=[PROGRAM_SOURCE]))
 # The library that `rfaas bench` sends to its worker: no Python in it, built as one all the same.
 extensions.append(

@@ -58,8 +58,6 @@ def parse(text: str) -> Address:
         if scheme != "unix" or not rest.startswith("/"):
             raise ConfigError(f"address is not understood ({text!r:.99}), {FORMS}")
         return Address("unix", socket_path(text))
-    if scheme == "verbs":
-        raise ConfigError(f"address is not supported yet ({text!r:.99})")
     host, colon, port = rest.rpartition(":")
     if not colon or not _is_host(host):
         raise ConfigError(

@@ -109,7 +109,8 @@ async def _serve(
 
         manager = config.resource_manager
         _ensure_place(manager.address)
-        roles.append(loop.create_task(resource_manager.run(manager, clock, ready, stop_manager)))
+        managing = resource_manager.run(manager, clock, ready, stop_manager, config.rdma.device)
+        roles.append(loop.create_task(managing))
     if nursery is not None:
         from rfaas.launch import node
         from rfaas.roles import executor

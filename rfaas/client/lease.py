@@ -28,6 +28,7 @@ from rfaas.errors import (
     RfaasError,
     UnavailableError,
     WorkerCrashedError,
+    WorldError,
 )
 from rfaas.native._calls import Call, Lanes
 from rfaas.native._window import Lane
@@ -233,8 +234,8 @@ class Lease(Lanes):
         if not link.passes_fds:
             try:
                 transport.transport(wanted).host(config.rdma.device)
-            except UnavailableError as error:
-                raise UnavailableError(
+            except WorldError as error:
+                raise type(error)(
                     f"calls to {link.peer}, reached over a network, need RDMA: {error.text}",
                     hint=error.hint,
                 ) from None

@@ -91,7 +91,7 @@ class Session:
         client = self.config.client
         if client.executor and client.executor != "private":
             try:
-                return links.connect(client.executor, self._hello), client.executor
+                return self._link_at(client.executor), client.executor
             except UnavailableError as error:
                 raise UnavailableError(
                     f"no executor: {error.text}",
@@ -101,7 +101,7 @@ class Session:
         if not client.executor:
             address = client.resource_manager or self.config.resource_manager.address
             try:
-                return links.connect(address, self._hello), address
+                return self._link_at(address), address
             except UnavailableError as error:
                 if client.resource_manager or not is_local(address):
                     raise UnavailableError(
@@ -118,6 +118,9 @@ class Session:
         except BaseException:
             self._private.close()
             raise
+
+    def _link_at(self, address: str) -> Link:
+        return links.connect(address, self._hello, self.config.rdma.device)
 
     def lease(  # noqa: PLR0913 - keywords, and each has a default
         self,
@@ -218,7 +221,7 @@ class Session:
                 raise
         with self._lock:
             if self.link is link:  # else another thread was here before
-                self.link = links.connect(self.where, self._hello)
+                self.link = self._link_at(self.where)
                 link.close()
         return self.link.ask(message, kind)
 
@@ -227,7 +230,7 @@ class Session:
         if self._private is None:
             if self.config.client.executor:  # the one that granted it: as it was reached before
                 address = self.where
-            return links.connect(address, self._hello)
+            return self._link_at(address)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with theirs:
             self.link.request(AdoptLink(), (theirs.fileno(),))

@@ -157,8 +157,14 @@ class AsyncLink:
         await self._drained.wait()
 
     async def close(self) -> None:
-        """Close at once; `drain` first to have queued messages sent.  Can be called twice."""
-        self._abort()
+        """Close; `drain` first to have queued messages sent.  Can be called twice."""
+        try:
+            if not self._closed and (settling := self._carrier.settling()) is not None:
+                await asyncio.wait_for(settling, carrier.LINGER_S)
+        except asyncio.TimeoutError:
+            pass
+        finally:
+            self._abort()
 
     def _flush(self) -> None:
         while self._outgoing:
@@ -227,14 +233,14 @@ def _wake(waiter: asyncio.Future[None]) -> None:
         waiter.set_result(None)
 
 
-async def connect(address: str, hello: Hello) -> AsyncLink:
-    """A link to whoever listens at `address`.
+async def connect(address: str, hello: Hello, device: str = "") -> AsyncLink:
+    """A link to whoever listens at `address`; over RDMA from `device`, "": the route's.
 
     Raises:
         UnavailableError: nobody does.
         ProtocolError: it speaks another version.
     """
-    link = AsyncLink(await ends.connect_soon(address), f"the peer at {address}")
+    link = AsyncLink(await ends.connect_soon(address, device), f"the peer at {address}")
     try:
         ours = f"{hello.role} {hello.name}"
         link.peer = welcomed(await link.request(hello), link.peer, ours)
@@ -364,10 +370,10 @@ async def refuse(link: AsyncLink, request_id: int, error: Exception) -> None:
         await asyncio.wait_for(link.drain(), REFUSAL_TIMEOUT_S)
 
 
-async def listen(address: str, welcome: Welcome, serve: Serve) -> Listener:
-    """Listen at `address` and serve each link that says hello.
+async def listen(address: str, welcome: Welcome, serve: Serve, device: str = "") -> Listener:
+    """Listen at `address`, over RDMA by `device`, and serve each link that says hello.
 
     Raises:
-        AddressInUseError, SystemCallError: the address cannot be had.
+        AddressInUseError, SystemCallError, UnavailableError: the address cannot be had.
     """
-    return Listener(welcome, serve, ends.listen(address))
+    return Listener(welcome, serve, ends.listen(address, device))

@@ -134,6 +134,7 @@ class ManagerAuthority:
         revoke: called with (lease, cause) for a lease that must end.
         joined: called the first time that the manager has taken this node in.
         lost: called with why if the link cannot be kept up any more, by a fault of ours.
+        device: over RDMA, the one to connect from; "": the one that the route leads over.
     """
 
     def __init__(
@@ -145,8 +146,10 @@ class ManagerAuthority:
         revoke: Callable[[str, str], None],
         joined: Callable[[], None],
         lost: Callable[[str], None],
+        device: str = "",
     ) -> None:
         self._address = address
+        self._device = device
         self._node = node
         self._clock = clock
         self._usage = usage
@@ -199,7 +202,7 @@ class ManagerAuthority:
         hello = Hello(version=PROTOCOL_VERSION, role="executor", name=self._node.node)
         while True:
             try:
-                link = await connect(self._address, hello)
+                link = await connect(self._address, hello, self._device)
                 try:
                     await self._serve(link)
                 finally:

@@ -19,6 +19,8 @@ from rfaas.errors import InternalError
 if TYPE_CHECKING:
     import asyncio
 
+LINGER_S = 1.0  # for what was sent to arrive, before a close
+
 Callback = Callable[[], object]
 
 
@@ -26,7 +28,10 @@ class Carrier(Protocol):
     """A connection that moves bytes in order; the end of one side is the end of both."""
 
     passes_fds: bool  # descriptors can travel beside bytes: a Unix socket
-    local_host: str  # the address of our end; "" where it has none
+
+    @property
+    def local_host(self) -> str:
+        """The address of our end; "" where it has none."""
 
     def fileno(self) -> int:
         """A descriptor that is readable when something came; -1 once closed."""
@@ -61,8 +66,11 @@ class Carrier(Protocol):
     def on_writable(self, callback: Callback | None) -> None:
         """Call back in the running loop while `send` may have room; None: no more."""
 
-    def linger(self) -> float:
-        """Seconds to wait, at most, for what was sent to arrive: close loses it. 0: none."""
+    def settle(self, timeout_s: float) -> None:
+        """Block until what was sent has arrived: `close` may lose what has not."""
+
+    def settling(self) -> asyncio.Future[None] | None:
+        """In the running loop: done when it has arrived; None: nothing is on its way."""
 
     def close(self) -> None:
         """End the connection.  Can be called twice."""
@@ -89,7 +97,10 @@ class SocketCarrier:
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self.passes_fds = sock.family == socket.AF_UNIX
-        self.local_host = "" if self.passes_fds else sock.getsockname()[0]
+
+    @property
+    def local_host(self) -> str:
+        return "" if self.passes_fds else self._sock.getsockname()[0]
 
     def fileno(self) -> int:
         return self._sock.fileno()
@@ -109,21 +120,24 @@ class SocketCarrier:
         return bool(poller.poll(None if timeout_s is None else 1000 * max(timeout_s, 0.0)))
 
     def on_readable(self, callback: Callback | None) -> None:
-        loop = _loop()
+        loop = running_loop()
         if callback is None:
             loop.remove_reader(self._sock)
         else:
             loop.add_reader(self._sock, callback)
 
     def on_writable(self, callback: Callback | None) -> None:
-        loop = _loop()
+        loop = running_loop()
         if callback is None:
             loop.remove_writer(self._sock)
         else:
             loop.add_writer(self._sock, callback)
 
-    def linger(self) -> float:
-        return 0.0  # the kernel sends on
+    def settle(self, timeout_s: float) -> None:
+        pass  # the kernel sends on
+
+    def settling(self) -> None:
+        return None
 
     def close(self) -> None:
         self._sock.close()
@@ -172,7 +186,7 @@ def check(carrier: Carrier, fds: Sequence[int], peer: str) -> None:
         raise InternalError(f"no descriptor can be passed to {peer}: a network is between")
 
 
-def _loop() -> asyncio.AbstractEventLoop:
+def running_loop() -> asyncio.AbstractEventLoop:
     import asyncio  # clients and workers have no use for it
 
     return asyncio.get_running_loop()

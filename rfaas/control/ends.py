@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import socket
 from typing import TYPE_CHECKING
 
@@ -15,16 +14,32 @@ from rfaas.errors import RfaasError, UnavailableError
 if TYPE_CHECKING:
     from rfaas.control.carrier import Acceptor, Carrier
 
-log = logging.getLogger("rfaas.control")
 
+def connect(text: str, device: str = "") -> Carrier:
+    """Connect to an address.
 
-async def connect_soon(text: str) -> Carrier:
-    """Connect to an address without blocking the running loop.
+    Args:
+        device: over RDMA, the device to use; "": the one that the route leads over.
 
     Raises:
         UnavailableError: nobody listens there.
+        ConfigError: it is no address of somebody, or there is no such device.
     """
     address = addresses.reachable(text)
+    if address.scheme == "verbs":
+        from rfaas.control import rdma
+
+        return rdma.connect(address, device)
+    return SocketCarrier(sockets.connect(text))
+
+
+async def connect_soon(text: str, device: str = "") -> Carrier:
+    """The same without blocking the running loop."""
+    address = addresses.reachable(text)
+    if address.scheme == "verbs":
+        from rfaas.control import rdma_aio
+
+        return await rdma_aio.connect_soon(address, device)
     if address.scheme == "unix":
         return SocketCarrier(sockets.connect(text))
     return await _connect_tcp(address)
@@ -34,12 +49,8 @@ async def _connect_tcp(address: addresses.Address) -> Carrier:
     import asyncio
 
     loop = asyncio.get_running_loop()
-    try:
-        found = sockets.look_up(address, is_numeric=True)
-    except UnavailableError:  # a name: who knows it may be far
-        found = await loop.run_in_executor(None, sockets.look_up, address)
     fault: RfaasError = UnavailableError(f"nobody answers at {address}")
-    for family, there in found:
+    for family, there in await sockets.look_up_soon(address):
         sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
             sock.setblocking(False)
@@ -58,20 +69,31 @@ async def _connect_tcp(address: addresses.Address) -> Carrier:
     raise fault
 
 
-def listen(text: str) -> Acceptor:
-    """Listen at an address.
+def listen(text: str, device: str = "") -> Acceptor:
+    """Listen at an address; over RDMA, `*` is the address of `device`, "": of the first usable.
 
     Raises:
-        AddressInUseError, SystemCallError: it cannot be had.
+        AddressInUseError, SystemCallError, UnavailableError, ConfigError: it cannot be had.
     """
     address = addresses.parse(text)
-    sock = sockets.listen(text)
+    found: Acceptor
     if address.scheme == "unix":
-        return SocketAcceptor(sock, text)
-    host, port = sock.getsockname()[:2]
+        return SocketAcceptor(sockets.listen(text), text)
+    if address.scheme == "verbs":
+        from rfaas.control import rdma_aio
+
+        found = rdma_aio.listen(address, device)
+        host = addresses.parse(found.address).host
+    else:
+        sock = sockets.listen(text)
+        host, port = sock.getsockname()[:2]
+        there = address.at(ANY if address.host == ANY else host, port)
+        found = SocketAcceptor(sock, str(there))
     if not host.startswith("127.") and host != "::1":
-        log.warning(
+        import logging
+
+        logging.getLogger("rfaas.control").warning(
             "whoever reaches %s may ask: links are not authenticated; for trusted networks only",
-            address.at(address.host, port),
+            found.address,
         )
-    return SocketAcceptor(sock, str(address.at(ANY if address.host == ANY else host, port)))
+    return found

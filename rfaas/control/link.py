@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from rfaas.control import carrier, sockets
+from rfaas.control import carrier, ends
 from rfaas.errors import PeerLostError, ProtocolError, UnavailableError, from_wire
 from rfaas.proto.codec import Framer, decode, encode
 from rfaas.proto.messages import (
@@ -179,6 +179,8 @@ class Link:
         return fds
 
     def close(self) -> None:
+        if not self._lost:
+            self._carrier.settle(carrier.LINGER_S)
         self._lost = True
         self._carrier.close()
         for fd in self.take_fds():
@@ -272,6 +274,6 @@ def welcomed(reply: Message, peer: str, ours: str) -> str:
     return f"{reply.role} {reply.name}"
 
 
-def connect(address: str, hello: Hello) -> Link:
-    """A link to whoever listens at `address`."""
-    return greet(sockets.connect(address), f"the peer at {address}", hello)
+def connect(address: str, hello: Hello, device: str = "") -> Link:
+    """A link to whoever listens at `address`; over RDMA from `device`, "": the route's."""
+    return greet(ends.connect(address, device), f"the peer at {address}", hello)

@@ -64,6 +64,16 @@ def look_up(
     return [(family, there) for family, _, _, _, there in found]
 
 
+async def look_up_soon(address: Address) -> list[tuple[int, tuple[Any, ...]]]:
+    """The same for who connects, without blocking the running loop."""
+    import asyncio  # clients and workers have no use for it
+
+    try:
+        return look_up(address, is_numeric=True)
+    except UnavailableError:  # a name: who knows it may be far
+        return await asyncio.get_running_loop().run_in_executor(None, look_up, address)
+
+
 def _connect(address: Address, family: int, there: str | tuple[Any, ...]) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:

@@ -32,7 +32,6 @@ from rfaas.errors import (
     ProtocolError,
     RfaasError,
     SystemCallError,
-    UnavailableError,
     UsageError,
     WorldError,
 )
@@ -110,7 +109,9 @@ class Executor:
         self._authority = OwnAuthority(self._node, self._clock)
         if private is not None:
             return self.listener.adopt(private)
-        self.listener = await aio.listen(self._config.address, self._welcome, self._serve)
+        self.listener = await aio.listen(
+            self._config.address, self._welcome, self._serve, self._device
+        )
         address = self.listener.address
         self._node = replace(self._node, address=address)
         where = f"executor {self._config.name} ready on {address}"
@@ -134,6 +135,7 @@ class Executor:
                     f"next: rfaas call {flag}functions/libfunctions.so echo README.md"
                 ),
                 self._lost,
+                self._device,
             )
         return None
 
@@ -284,9 +286,9 @@ class Executor:
         carrier = transport(fitting(request.transport, client.link.passes_fds))
         try:
             host = carrier.host(self._device)
-        except UnavailableError as error:  # which would ask the client for its library
+        except WorldError as error:
             text = f"node {self._config.name} cannot serve over {carrier.name}: {error.text}"
-            raise WorldError(text, hint=error.hint) from None
+            raise type(error)(text, hint=error.hint) from None
         container = await self._container(request.lease)
         worker, process, lease = await self._pool.start(request, carrier.name, host, container)
         log.info(

@@ -377,8 +377,11 @@ async def run(
     clock: Clock,
     ready: Callable[[str], None],
     stop: asyncio.Event,
+    device: str = "",
 ) -> None:
     """Serve until `stop` is set; `ready` gets the one line that says so.
+
+    `device` is where an address of the form verbs:*:PORT is, "": the first that can be used.
 
     Raises:
         ConfigError, SystemCallError: the store cannot be used.
@@ -388,7 +391,7 @@ async def run(
     try:
         manager = ResourceManager(config, clock, store)
         welcome = messages.Welcome(version=PROTOCOL_VERSION, role=ROLE, name=platform.node())
-        listener = await listen(config.address, welcome, manager.serve)
+        listener = await listen(config.address, welcome, manager.serve, device)
         try:
             at = manager.address = listener.address
             flag = "" if is_local(at) else f" --resource-manager {announced(at, platform.node())}"

@@ -6,8 +6,9 @@ import asyncio
 import os
 from collections.abc import Callable
 
-from rfaas.control import aio, sockets
+from rfaas.control import aio, ends
 from rfaas.control.aio import AsyncLink
+from rfaas.control.carrier import Carrier
 from rfaas.proto.codec import Framer, decode
 from rfaas.proto.messages import (
     PROTOCOL_VERSION,
@@ -63,8 +64,28 @@ def served(address: str, client: Callable[[], None]) -> None:
 def raw(address: str, data: bytes) -> list[Message]:
     """Send bytes as they are; what comes back until the peer closes."""
     received = b""
-    with sockets.connect(address) as sock:
-        sock.sendall(data)
-        while part := sock.recv(65536):
-            received += part
+    end = ends.connect(address)
+    send_all(end, data)
+    while part := next_bytes(end):
+        received += part
+    end.close()
     return [decode(body) for body in Framer().feed(received)]
+
+
+def send_all(end: Carrier, data: bytes) -> None:
+    """All of it, waiting for room."""
+    left = memoryview(data)
+    while left:
+        try:
+            left = left[end.send(left) :]
+        except BlockingIOError:
+            end.wait(None, to_send=True)
+
+
+def next_bytes(end: Carrier) -> bytes:
+    """Some bytes, once there are any; b"" at the end."""
+    while True:
+        try:
+            return end.receive()[0]
+        except BlockingIOError:
+            end.wait(None)

@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,13 +29,22 @@ from rfaas.proto.messages import (
     AdoptLink,
     SendLibrary,
 )
+from tests.control.conftest import Pair
 from tests.control.peers import HELLO, NOTICE, served
 
 
 @pytest.fixture
-def scheme() -> str:
+def address(tmp_path: Path) -> str:
     """Descriptors travel through Unix sockets alone."""
-    return "unix"
+    return f"unix:{tmp_path}/sock"
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    """The same for both ends of a connection."""
+    one, other = socket.socketpair(socket.AF_UNIX)
+    with one, other:
+        yield one, other
 
 
 class TestDescriptors:

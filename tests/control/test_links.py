@@ -11,7 +11,7 @@ import pytest
 from msgspec.structs import replace
 
 from rfaas import __version__
-from rfaas.control import aio, link, sockets
+from rfaas.control import aio, ends, link
 from rfaas.control.aio import AsyncLink, Listener
 from rfaas.control.link import Link
 from rfaas.errors import (
@@ -32,7 +32,7 @@ from rfaas.proto.messages import (
     Message,
     SendLibrary,
 )
-from tests.control.peers import HELLO, NOTICE, WELCOME, answer, raw, served
+from tests.control.peers import HELLO, NOTICE, WELCOME, answer, raw, send_all, served
 
 
 class TestRequests:
@@ -198,11 +198,13 @@ class TestRequests:
             peer.poll()
 
     def test_two_hundred_at_once(self, address: str) -> None:
+        count = 20 if address.startswith("verbs:") else 200  # SoftRoCE takes 50 ms for each
+
         async def run() -> None:
             listener = await aio.listen(address, WELCOME, answer)
-            links = await asyncio.gather(*(aio.connect(address, HELLO) for _ in range(200)))
+            links = await asyncio.gather(*(aio.connect(address, HELLO) for _ in range(count)))
             replies = await asyncio.gather(*(one.request(Beat(node="a")) for one in links))
-            assert [type(reply) for reply in replies] == [Done] * 200
+            assert [type(reply) for reply in replies] == [Done] * count
             for one in links[::2]:
                 await one.close()
             await listener.close()
@@ -292,9 +294,9 @@ class TestHello:
 
     def test_garbage_after_it(self, address: str) -> None:
         def client() -> None:
-            sock = sockets.connect(address)
-            peer = link.greet(sock, "the peer", HELLO)
-            sock.sendall(LENGTH.pack(1) + b"\xc1")
+            end = ends.connect(address)
+            peer = link.greet(end, "the peer", HELLO)
+            send_all(end, LENGTH.pack(1) + b"\xc1")
             error = peer.receive()
             assert isinstance(error, Error)
             assert "not msgpack" in error.text
