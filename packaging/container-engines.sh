@@ -13,4 +13,5 @@ needs podman podman
 needs skopeo skopeo
 needs docker-registry docker-registry
 needs newuidmap uidmap
+needs fuse-overlayfs fuse-overlayfs
 install_needed 'container engines' || true
