@@ -9,7 +9,8 @@ modules were compiled on.  `--root` names a directory tree of an older one
 
 PyInstaller's binary is two processes: a loader that unpacks into a temporary
 directory and waits, and the program.  The loader removes the directory, unless it
-is killed with SIGKILL.
+is killed with SIGKILL.  It is compiled here, with boot/first.c in it: what says that
+a copy is damaged, and finds a directory from which programs may be run.
 """
 
 from __future__ import annotations
@@ -22,10 +23,13 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
+import zlib
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # -I leaves it out
 sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
+import lean
 import parts
 from parts import TREE, WORK, BuildError, Python
 
@@ -39,16 +43,63 @@ MOUNT = "/rfaas-tree"  # where the tree is inside of --root
 def fetch() -> None:
     """PyInstaller and the wheels that are carried, by the tree's own pip."""
     folder = WORK / "pyinstaller"
-    if (folder / "done").exists() and (folder / "done").read_text() == PYINSTALLER:
+    fetched = f"{PYINSTALLER} and its source"
+    if (folder / "done").exists() and (folder / "done").read_text() == fetched:
         return
     parts.say(f"fetching {PYINSTALLER}")
     shutil.rmtree(folder, ignore_errors=True)
-    command = [sys.executable, "-I", "-m", "pip", "install", "-q", "--no-input", "--target"]
-    command += [str(folder), "--disable-pip-version-check", "--only-binary=:all:", PYINSTALLER]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    pip = [sys.executable, "-I", "-m", "pip"]
+    quiet = ["-q", "--no-input", "--disable-pip-version-check"]
+    source = ("--no-binary=pyinstaller", PYINSTALLER)
+    for command in (
+        [*pip, "install", *quiet, "--target", str(folder), "--only-binary=:all:", PYINSTALLER],
+        # The loader's source: ours is compiled with it.
+        [*pip, "download", *quiet, "-d", str(folder / "source"), "--no-deps", *source],
+    ):
+        run = subprocess.run(command, capture_output=True, text=True, check=False)
+        if run.returncode:
+            raise BuildError(f"cannot fetch {PYINSTALLER}:\n{run.stderr}")
+    (folder / "done").write_text(fetched)
+
+
+def loader(work: Path) -> Path:
+    """PyInstaller's loader, compiled with packaging/boot/first.c in it and zlib of its own."""
+    shutil.rmtree(work, ignore_errors=True)
+    (archive,) = (WORK / "pyinstaller/source").glob("pyinstaller-*.tar.gz")
+    with tarfile.open(archive) as source:
+        for member in source:
+            _, _, name = member.name.partition("/")
+            if name.startswith(("bootloader/", "PyInstaller/_shared")) and member.isfile():
+                target = work / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(source.extractfile(member).read())
+    shutil.copy(TREE / "packaging/boot/first.c", work / "bootloader/src")
+    environ = {"LINKFLAGS": "-Wl,--build-id=none"}
+    waf = [sys.executable, "-S", "waf", "--target-arch=64bit", "--static-zlib"]
+    _run([*waf, "configure", "all"], work / "bootloader", environ)
+    return next((work / "PyInstaller/bootloader").glob("*/run"))
+
+
+def unpacked_bytes(program: Path) -> int:
+    """What PyInstaller's loader unpacks at each start: boot/first.c looks for so much room."""
+    sys.path.append(str(WORK / "pyinstaller"))
+    from PyInstaller.archive.readers import CArchiveReader
+
+    entries = CArchiveReader(str(program)).toc.values()  # at, size, size unpacked, flag, kind
+    return sum(size for _, _, size, _, kind in entries if kind in "bx")
+
+
+def _run(command: list[str], folder: Path, more: dict[str, str] | None = None) -> None:
+    run = subprocess.run(
+        command,
+        cwd=folder,
+        env=os.environ | (more or {}),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if run.returncode:
-        raise BuildError(f"cannot fetch {PYINSTALLER}:\n{run.stderr}")
-    (folder / "done").write_text(PYINSTALLER)
+        raise BuildError(f"{' '.join(command)} failed:\n{(run.stdout + run.stderr)[-4000:]}")
 
 
 def stage(python: Python, folder: Path) -> None:
@@ -57,6 +108,8 @@ def stage(python: Python, folder: Path) -> None:
     shutil.copytree(TREE / "rfaas", folder / "rfaas", ignore=shutil.ignore_patterns(*_NOT_STAGED))
     for name, file in parts.native_modules(python).items():
         shutil.copy(file, folder / Path(*name.split(".")).with_suffix(python.suffix))
+    quick = folder / "rfaas/quick.py"
+    quick.write_text(lean.source_of("rfaas.quick", quick.read_text()))
     wheels = parts.wheels(python)
     for wheel in wheels:
         shutil.copytree(wheel, folder, dirs_exist_ok=True)
@@ -84,6 +137,7 @@ def freeze(output: Path) -> None:
         "RFAAS_STAGE": str(work / "stage"),
         "RFAAS_TREE": str(TREE),
         "RFAAS_OUTPUT": str(output),
+        "RFAAS_LOADER": str(loader(work / "loader")),
         "PYTHONPATH": os.pathsep.join((str(work / "stage"), str(WORK / "pyinstaller"))),
         "PYTHONHASHSEED": "1",  # with SOURCE_DATE_EPOCH: the same bytes twice
         "PYTHONDONTWRITEBYTECODE": "1",
@@ -95,17 +149,10 @@ def freeze(output: Path) -> None:
     (work / "pyexpat.py").write_text(f"{' = '.join(_OF_PYEXPAT)} = None\n")
     if importlib.util.find_spec("pyexpat") is None:
         environ["PYTHONPATH"] += f"{os.pathsep}{work}"
-    run = subprocess.run(
-        [*command, str(TREE / "packaging/rfaas.spec")],
-        env=environ,
-        cwd=work,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if run.returncode:
-        raise BuildError(f"PyInstaller failed:\n{(run.stdout + run.stderr)[-4000:]}")
+    _run([*command, str(TREE / "packaging/rfaas.spec")], work, environ)
     data = (work / output.name).read_bytes()
+    numbers = (zlib.crc32(data), unpacked_bytes(work / output.name))
+    data += b"RFAASCRC" + b"".join(number.to_bytes(4, "little") for number in numbers)
     digest = hashlib.sha256(data).digest()
     data += Footer(len(data), NO_PART, NO_PART, len(data) + FOOTER_BYTES, digest).encode()
     if len(data) > BYTES_MAX:

@@ -57,8 +57,8 @@ COLD = 4  # likewise
 # holds this to it.  Also hot is all that lies in rfaas/ itself.
 HOT = re.compile(
     r"""rfaas-(boot|cache) | rfaas(\.\w+)? | rfaas\.(client|roles\.client)(\..+)?
-    | rfaas\.control\.(link|sockets) | rfaas\.launch\.(embedded|local|service|zygote)
-    | rfaas\.native\._(calls|window) | rfaas\.proto\.(codec|messages|wire|worker_messages)
+    | rfaas\.control\.(carrier|ends|link|sockets) | rfaas\.launch\.(embedded|local|service|zygote)
+    | rfaas\.native\._(calls|window) | rfaas\.proto\.(codec|messages|proof|wire|worker_messages)
     | rfaas\.transport\.(ring|shm)
     | msgpack(\..+)? | msgspec(\.(_core|_utils|json|msgpack|structs|_version))?""",
     re.VERBOSE,
@@ -142,11 +142,8 @@ def header(pythons: list[Python], rows: dict[Python, tuple[int, int, str, int]])
     for mark, value in {
         "@VERSION@": parts.version(),
         "@TABLE@": "\n".join(lines),
-        "@BOOT@": (BOOT / "boot.py")
-        .read_text()
-        .rpartition('"""\n')[2]
-        .strip("\n")
-        .replace('"@RUN@"', repr(RUN)),
+        "@BOOT@": _code_of("boot.py").replace('"@RUN@"', repr(RUN)),
+        "@REFUSE@": _code_of("refuse.py"),
         "@NAMES@": " ".join(f"python{version}" for version in newest_first),
         "@WANTED@": ", ".join(newest_first),
         "@BINARY@": BINARY,
@@ -156,6 +153,10 @@ def header(pythons: list[Python], rows: dict[Python, tuple[int, int, str, int]])
     if len(text) > HEADER_BYTES_MAX:
         raise BuildError(f"the header has {len(text)} bytes, at most {HEADER_BYTES_MAX} are read")
     return text.encode()
+
+
+def _code_of(name: str) -> str:
+    return (BOOT / name).read_text().rpartition('"""\n')[2].strip("\n")
 
 
 def data_files(pythons: list[Python]) -> dict[str, bytes]:

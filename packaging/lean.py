@@ -1,13 +1,24 @@
-"""What is changed in msgspec's Python sources on the way into the zipapp: imports, nothing else.
+"""What is changed in Python sources on the way into the one-file programs, to start faster.
 
-`import msgspec` imports all of itself, and with it what a start of ours has no use
-for: 4 ms of it, measured, where 15 are the aim for all.  The version is pinned, and a
-source that is not as it is expected here ends the build.
+msgspec: imports, nothing else, and in the zipapp alone.  `import msgspec` imports all of
+itself, and with it what a start of ours has no use for: 4 ms of it, measured, where 15 are
+the aim for all.  The version is pinned, and a source that is not as it is expected here
+ends the build.
+
+rfaas.quick: its table of commands, out of argparse's parser.
 """
 
 from __future__ import annotations
 
+import argparse
+from typing import Any
+
 from parts import BuildError
+
+from rfaas.commands import build_parser
+from rfaas.quick import COMMANDS
+
+_EMPTY_TABLE = "TABLE: dict[str, Any] = {}\n"
 
 # Imported when they are asked for, as `from msgspec import json` does.
 _SUBMODULES = "from . import inspect, json, msgpack, structs, toml, yaml\n"
@@ -22,7 +33,8 @@ def __getattr__(name):
 
 """
 # The native part asks for two types that no message or setting of ours has.  What it gets
-# instead are types that no value is of; a later `import uuid` finds the real module.
+# instead are types that no value is of; a later `import uuid` finds the real module.  For
+# datetime all take what datetime.py takes, after it has made its own in vain (before 3.12).
 _STAND_INS = """
 import sys
 
@@ -34,13 +46,20 @@ class _Module:
         unknown = None
 
 
-_names = [name for name in ("decimal", "uuid") if name not in sys.modules]
-sys.modules.update(dict.fromkeys(_names, _Module))
+_modules = {"decimal": _Module, "uuid": _Module}
+try:
+    import _datetime
+    _modules["datetime"] = _datetime
+except ImportError:
+    pass
+_modules = {name: module for name, module in _modules.items() if name not in sys.modules}
+sys.modules.update(_modules)
 try:
     from . import _core
 finally:
-    for _name in _names:
-        del sys.modules[_name]
+    for _name in _modules:
+        if _name != "datetime":
+            del sys.modules[_name]
 """
 _SCHEMA = "from ._json_schema import schema, schema_components\n"
 
@@ -59,8 +78,55 @@ def source_of(name: str, text: str) -> str:
     Raises:
         BuildError: this version of the module is another one than this was written for.
     """
-    for old, new in _CHANGES.get(name, ()):
+    changes = _CHANGES.get(name, ())
+    if name == "rfaas.quick":
+        changes = ((_EMPTY_TABLE, f"TABLE = {table()!r}\n"),)
+    for old, new in changes:
         if text.count(old) != 1:
             raise BuildError(f"{name} is not what packaging/lean.py was written for")
         text = text.replace(old, new)
     return text
+
+
+def table() -> dict[str, Any]:
+    """rfaas.quick.TABLE."""
+    (commands,) = (
+        action
+        for action in build_parser()._actions
+        if isinstance(action, argparse._SubParsersAction)
+    )
+    return {command: _row(commands.choices[command]) for command in COMMANDS}
+
+
+def _row(parser: argparse.ArgumentParser) -> dict[str, Any]:
+    flags: dict[str, tuple[str, str, bool, tuple[str, ...]]] = {}
+    positionals: list[tuple[str, bool]] = []
+    defaults: list[tuple[str, object]] = []
+    required = []
+    for action in parser._actions:
+        if isinstance(action, argparse._HelpAction):
+            continue  # argparse's
+        kind = _KINDS.get(type(action), "")
+        one = action.nargs is None or kind == "true" or not action.option_strings
+        if not kind or not one or action.type not in (None, int):
+            raise BuildError(f"packaging/lean.py knows no flag such as {action}")
+        defaults.append((action.dest, action.default))
+        row = (action.dest, kind, action.type is int, tuple(action.choices or ()))
+        flags.update(dict.fromkeys(action.option_strings, row))
+        if not action.option_strings:
+            positionals.append((action.dest, action.nargs is None))
+        elif action.required:
+            required.append(action.dest)
+    return {
+        "defaults": defaults,
+        "flags": flags,
+        "positionals": positionals,
+        "required": required,
+    }
+
+
+_KINDS: dict[type[argparse.Action], str] = {
+    argparse._StoreAction: "store",
+    argparse._AppendAction: "append",
+    argparse._StoreTrueAction: "true",
+}

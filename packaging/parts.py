@@ -42,6 +42,8 @@ PLATFORMS = ("manylinux2014_x86_64", "manylinux_2_17_x86_64", "manylinux_2_28_x8
 DROPPED = ("fallback.py", "_cmsgpack.c")  # msgpack's own, in Python, for Pythons without the other
 LICENCE_NAME = re.compile("licen[cs]e|copying|copyright|notice|author", re.IGNORECASE)
 LINK_FLAGS = "-Wl,--build-id=none,-z,noseparate-code"  # no id, no padding: 8 kB a module
+# Nothing unwinds the stack of these modules: 6 % of each.
+COMPILE_FLAGS = "-fno-asynchronous-unwind-tables"
 # Headers and libraries of an older system, such as the tree of packaging/old_root.sh: what is
 # compiled against its glibc runs with that one and all newer ones.
 SYSROOT = os.environ.get("RFAAS_SYSROOT", "")
@@ -119,7 +121,7 @@ def native_modules(python: Python) -> dict[str, Path]:
         *sorted((TREE / "rfaas/native").glob("*.p[yx][xd]")),
         *sorted((TREE / "rfaas/bench").glob("*.[ch]")),
     ]
-    state = hashlib.sha256(f"{python[1:]} {_compiler()} {LINK_FLAGS}".encode())
+    state = hashlib.sha256(f"{python[1:]} {_compiler()} {COMPILE_FLAGS} {LINK_FLAGS}".encode())
     for source in sources:
         state.update(source.name.encode() + source.read_bytes())
     # In --root another compiler builds for the same Python: each keeps its own.
@@ -152,7 +154,7 @@ def _compiler() -> str:
 
 
 def _compile(python: Python, folder: Path) -> None:
-    flags = ""
+    flags = COMPILE_FLAGS
     link_flags = LINK_FLAGS
     if SYSROOT:
         flags += f" --sysroot={SYSROOT}"

@@ -5,12 +5,15 @@ Nothing heavy is imported here: each command imports what it runs.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
 
-from rfaas.commands import build_parser
+from rfaas import quick
+
+TYPE_CHECKING = False  # to type checkers it is True; `typing` itself costs 5 ms
+if TYPE_CHECKING:
+    import argparse
 
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
@@ -18,11 +21,17 @@ EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit status."""
     try:
-        parser = build_parser()
-        if not (sys.argv[1:] if arguments is None else arguments):
-            parser.print_help(sys.stderr)  # its usage alone would name no command
-            return 2  # as argparse does
-        return _dispatch(parser.parse_args(arguments))
+        words = sys.argv[1:] if arguments is None else arguments
+        options = quick.parse(words)
+        if options is None:
+            from rfaas.commands import build_parser
+
+            parser = build_parser()
+            if not words:
+                parser.print_help(sys.stderr)  # its usage alone would name no command
+                return 2  # as argparse does
+            options = parser.parse_args(words)
+        return _dispatch(options)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
@@ -53,6 +62,7 @@ def _dispatch(options: argparse.Namespace) -> int:
             return about.run(options.json)
         case "completion":
             from rfaas.admin import completion
+            from rfaas.commands import build_parser
 
             print(completion.script(build_parser(), options.shell), end="")
             return 0

@@ -158,7 +158,9 @@ def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "figure means is in docs/benchmarks.md.",
     )
     bench.add_argument(
-        "what", choices=("hot", "warm", "cold", "throughput", "payload"), help="what to measure"
+        "what",
+        choices=("hot", "warm", "cold", "throughput", "payload", "leases"),
+        help="what to measure; leases: on a resource manager of its own",
     )
     bench.add_argument("--json", action="store_true", help="print one JSON object")
     bench.add_argument(
@@ -171,6 +173,15 @@ def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     bench.add_argument("--calls", type=int, metavar="N", help="how many; not for payload")
     bench.add_argument(
         "--inflight", type=int, default=16, metavar="N", help="calls at once (16); throughput"
+    )
+    bench.add_argument(
+        "--clients", type=int, default=64, metavar="N", help="clients at once (64); leases"
+    )
+    bench.add_argument("--nodes", type=int, default=1, metavar="M", help="nodes (1); leases")
+    bench.add_argument(
+        "--ledger",
+        action="store_true",
+        help="the ledger alone, with 10 to 10,000 nodes; leases",
     )
     isolation = next(flag for flag in LEASE_FLAGS if flag[0] == "--isolation")
     _add_common(bench, (*CLIENT_FLAGS, isolation, TRANSPORT_FLAG))

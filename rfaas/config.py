@@ -76,10 +76,13 @@ class ResourceManagerConfig(Section, frozen=True):
 
     address: Address = ""
     store: Path = ""
-    synchronous: Literal["normal", "full"] = "normal"
+    synchronous: Literal["normal", "full"] = "full"
     heartbeat_s: Annotated[float, Meta(ge=0.01, le=3600)] = 1.0
     missed_beats_max: Annotated[int, Meta(ge=1, le=1000)] = 5
     lease_duration_max_s: Duration = 86400.0
+    revoke_notice_s: Annotated[float, Meta(ge=0, le=86400)] = 10.0
+    cores_per_client_max: Annotated[int, Meta(ge=0, le=2**31)] = 0
+    leases_per_client_max: Annotated[int, Meta(ge=0, le=2**31)] = 0
 
 
 class ExecutorConfig(Section, frozen=True):
@@ -111,8 +114,10 @@ class ClientConfig(Section, frozen=True):
 class LeaseConfig(Section, frozen=True):
     """`[lease]`: what a lease asks for where the caller does not say."""
 
-    cores: Cores = 1
-    memory: Size = 1 << 30
+    cores: Cores | Literal["all"] = 1
+    memory: Size | Literal["all"] = 1 << 30
+    placement: Literal["pack", "spread", "node"] = "pack"
+    wait_s: Annotated[float, Meta(ge=0, le=_TEN_YEARS_S)] = 0.0
     isolation: Literal["default", "none", "process", "sandbox", "bubblewrap", "container"] = (
         "default"
     )
@@ -126,6 +131,8 @@ class SandboxConfig(Section, frozen=True):
     degrade: Words = "cgroup landlock time"
     require: Switch = False
     libraries: Path = _LIBRARIES
+    pool: Annotated[int, Meta(ge=0, le=1024)] = 1
+    pool_age_s: Annotated[float, Meta(ge=1, le=_TEN_YEARS_S)] = 300.0
     processes: Annotated[int, Meta(ge=1, le=2**22)] = 64
     open_files: Annotated[int, Meta(ge=32, le=2**20)] = 256
     file_size: Size = 1 << 30

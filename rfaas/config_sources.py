@@ -12,9 +12,10 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import msgspec
+from msgspec import Struct
 
 from rfaas import __version__, config_text
 from rfaas.errors import ConfigError, near
@@ -32,14 +33,14 @@ _BESIDE_SECTIONS = ("format", HOST)
 _VARIABLES = ("RFAAS_CONFIG", "RFAAS_PYTHON", "RFAAS_RUNTIME_DIR", "RFAAS_STATE_DIR")
 
 
-class Declared(NamedTuple):
+class Declared(Struct, frozen=True):
     """What there is: sections and the names of their keys, and on demand the keys themselves."""
 
     sections: Mapping[str, Sequence[str]]
     keys: Callable[[str], Mapping[str, config_text.Key]]  # taking types apart costs milliseconds
 
 
-class Given(NamedTuple):
+class Given(Struct, frozen=True):
     """One value that some source gives."""
 
     where: str  # how a message names its place

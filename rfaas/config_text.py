@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 from math import isnan
 from types import UnionType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
-from msgspec import Meta
+from msgspec import Meta, Struct
 
 from rfaas.errors import near
 from rfaas.units import format_bytes
@@ -30,7 +30,7 @@ _NOUNS: dict[object, str] = {
 }
 
 
-class Key(NamedTuple):
+class Key(Struct, frozen=True):
     """One key's declaration, taken apart for reading texts and explaining faults.
 
     `words` are the texts that are allowed: beside `base`, or alone where it is None.

@@ -13,7 +13,7 @@ import socket
 import sys
 from typing import TYPE_CHECKING
 
-from rfaas import addresses
+from rfaas import addresses, failpoints
 from rfaas.clock import SystemClock
 from rfaas.errors import UsageError
 from rfaas.launch import service, zygote
@@ -29,6 +29,7 @@ def run(config: Config, role: str, private_fd: int) -> int:
     `private_fd` is the socket of the one client that a private executor serves, or -1.
     """
     private = _private_socket(role, private_fd)
+    failpoints.arm(os.environ.get(failpoints.VARIABLE, ""))
     notifier = service.Notifier.take(os.environ)  # before there is anybody to inherit it
     nursery = zygote.start(_load_worker, config.sandbox) if role != "resource-manager" else None
     _raise_descriptor_limit()  # not for workers: a library may still use select(2)

@@ -10,6 +10,13 @@ if original is None:
 else:
     os.environ["LD_LIBRARY_PATH"] = original
 
+# boot/first.c chose where to unpack; what we start is to know what the user said.
+before = os.environ.pop("_RFAAS_TMPDIR", None)
+if before is not None:
+    del os.environ["TMPDIR"]
+    if before:
+        os.environ["TMPDIR"] = before[1:]
+
 from rfaas.cli import main  # noqa: E402
 
 sys.exit(main())

@@ -18,6 +18,7 @@ import sys
 
 UNCHECKED_HASH = 1  # PEP 552: the source is not looked at
 
+RECORDS = ("rfaas.config",)  # all of them are made at each start
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -32,13 +33,38 @@ def without_docstrings(source):
     return tree
 
 
+def without_annotations(tree):
+    """The tree, less the annotations of functions."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.arg):
+            node.annotation = None
+        elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            node.returns = None
+    return tree
+
+
+def with_fields_evaluated(tree):
+    """The tree, with the annotations of records as types, not as texts that msgspec compiles."""
+    tree.body = [
+        node
+        for node in tree.body
+        if not (isinstance(node, ast.ImportFrom) and node.module == "__future__")
+    ]
+    return tree
+
+
 asked = json.load(sys.stdin)
 os.makedirs(asked["out"], exist_ok=True)
 for name, (path, shown) in sorted(asked["code"].items()):
     with open(path, "rb") as file:
         source = file.read()
     # Docstrings go: a fifth of the size.  Assertions stay, which -OO would take as well.
-    code = compile(without_docstrings(source), shown, "exec", dont_inherit=True, optimize=0)
+    tree = without_docstrings(source)
+    if name.startswith("rfaas"):
+        tree = without_annotations(tree)
+    if name in RECORDS:
+        tree = with_fields_evaluated(tree)
+    code = compile(tree, shown, "exec", dont_inherit=True, optimize=0)
     header = importlib.util.MAGIC_NUMBER + UNCHECKED_HASH.to_bytes(4, "little")
     header += importlib.util.source_hash(source)
     data = marshal.dumps(code)

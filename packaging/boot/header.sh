@@ -15,3 +15,5 @@ exit 69
 #|
 @BOOT@
 #|
+@REFUSE@
+#|

@@ -15,7 +15,14 @@ from rfaas.errors import UsageError
 from rfaas.proto import wire
 from rfaas.units import format_bytes, format_ns
 
-CALLS = {"hot": 100_000, "warm": 1_000, "cold": 30, "throughput": 2_000_000, "payload": 1}
+CALLS = {
+    "hot": 100_000,
+    "warm": 1_000,
+    "cold": 30,
+    "throughput": 2_000_000,
+    "payload": 1,
+    "leases": 20_000,
+}
 SIZE_MAX = 1 << 30
 
 
@@ -27,6 +34,8 @@ def run(config: Config, options: argparse.Namespace) -> int:
         ("--size", options.size, 1, size_max),
         ("--inflight", options.inflight, 1, wire.SLOTS_MAX - 1),
         ("--calls", calls, 1, 2**31),
+        ("--clients", options.clients, 1, 1024),
+        ("--nodes", options.nodes, 1, 1024),
     ):
         if not least <= value <= most:
             raise UsageError(
@@ -34,8 +43,11 @@ def run(config: Config, options: argparse.Namespace) -> int:
             )
     if options.what == "warm" and config.lane.transport == "verbs":
         raise UsageError("bench warm measures shm alone: it watches the worker fall asleep")
-    with Session(config) as session:
-        report = _measure(session, options, calls)
+    if options.what == "leases":
+        report = _leases(options, calls)
+    else:
+        with Session(config) as session:
+            report = _measure(session, options, calls)
     print(json.encode(report).decode() if options.json else "\n".join(_table(report)))
     return 0
 
@@ -53,12 +65,24 @@ def _measure(session: Session, options: argparse.Namespace, calls: int) -> dict[
     return measure.payload(session)
 
 
+def _leases(options: argparse.Namespace, pairs: int) -> dict[str, Any]:
+    from rfaas.bench import leases  # with asyncio, which the others do without
+
+    if options.ledger:
+        return leases.ledger()
+    return leases.manager(options.clients, options.nodes, pairs)
+
+
 def _table(report: Mapping[str, Any]) -> list[str]:
     """The report for people."""
     lines = []
     for key, value in report.items():
         if key == "rows":
             lines += [line for row in value for line in _row(row)]
+        elif key == "nodes" and isinstance(value, list):
+            lines += [
+                "  ".join(f"{name} {figure:,}" for name, figure in row.items()) for row in value
+            ]
         elif isinstance(value, dict) and "median" in value:
             lines.append(f"{key:22}{_stats(key, value)}")
         elif isinstance(value, dict):

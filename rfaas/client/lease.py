@@ -52,6 +52,7 @@ from rfaas.proto.messages import (
     WorkerStarted,
     WorkerStopped,
 )
+from rfaas.proto.proof import prove
 
 if TYPE_CHECKING:
     from rfaas.client.session import Session
@@ -89,6 +90,7 @@ class Lease(Lanes):
         self.endpoint: Endpoint | None = None  # where the worker listens, over verbs
         self.cpus: tuple[int, ...] = ()
         self.steps_ns: dict[str, int] = {}
+        self._secret = b""  # proves that the lease is ours; see proto/proof.py
         self._session = session
         self._library = library
         self._slots = slots
@@ -109,8 +111,9 @@ class Lease(Lanes):
         self.isolation = granted.isolation
         start = time.monotonic_ns()
         self._link = self._session.link_to(granted.address)
+        self._secret = granted.secret
         self._link.heard = self._heard
-        self._link.ask(OpenLease(token=granted.token), LeaseOpened)
+        self._link.ask(self._shown(self._link, granted), LeaseOpened)
         self.steps_ns["connect"] = time.monotonic_ns() - start
         self._start_worker()
 
@@ -129,10 +132,20 @@ class Lease(Lanes):
         if link is None or self._ended is not None:
             return
         duration_s = self._session.config.client.lease_duration_s
-        wanted = RenewLease(lease=self.id, duration_s=duration_s)
-        granted = self._session.ask(wanted, LeaseGranted)
-        if not link.post(OpenLease(token=granted.token)):
+        granted = self._session.ask(
+            lambda grants: RenewLease(
+                lease=self.id,
+                duration_s=duration_s,
+                proof=prove(self._secret, grants.nonce, self.id),
+            ),
+            LeaseGranted,
+        )
+        if not link.post(self._shown(link, granted)):
             raise UnavailableError(f"node {self.node} does not read")
+
+    def _shown(self, link: Link, granted: LeaseGranted) -> OpenLease:
+        proof = prove(self._secret, link.nonce, self.id)
+        return OpenLease(token=granted.token, proof=proof)
 
     def close(self) -> None:
         """Release the lease; returns when its worker is gone.  Can be called twice.
@@ -154,7 +167,12 @@ class Lease(Lanes):
             link.close()
         if self.id and not isinstance(over, PeerLostError):
             try:
-                self._session.ask(ReleaseLease(lease=self.id), Done)
+                self._session.ask(
+                    lambda grants: ReleaseLease(
+                        lease=self.id, proof=prove(self._secret, grants.nonce, self.id)
+                    ),
+                    Done,
+                )
             except RfaasError:
                 pass  # so does the resource manager
 

@@ -165,6 +165,7 @@ class Session:
             duration_s=self.config.client.lease_duration_s,
             isolation=self._isolation(isolation),
             image=self._asked("lease", "image", image),
+            placement="node",
         )
         found = Library.read(library)
         lease = Lease(
@@ -206,16 +207,20 @@ class Session:
         level: str = self._asked("lease", "isolation", asked)
         return "sandbox" if level == "default" and self._private is None else level
 
-    def ask(self, message: Message, kind: type[Reply]) -> Reply:
+    def ask(self, message: Message | Callable[[Link], Message], kind: type[Reply]) -> Reply:
         """Ask whoever grants leases; one that was replaced meanwhile is found again.
+
+        Args:
+            message: the request, or what makes it for a link.
 
         Raises:
             PeerLostError, UnavailableError: nobody is there now.
             RfaasError: what it answered with.
         """
         link = self.link
+        made = message if callable(message) else lambda _: message
         try:
-            return link.ask(message, kind)
+            return link.ask(made(link), kind)
         except PeerLostError:
             if self._private is not None or self._closed.is_set():
                 raise
@@ -223,7 +228,7 @@ class Session:
             if self.link is link:  # else another thread was here before
                 self.link = self._link_at(self.where)
                 link.close()
-        return self.link.ask(message, kind)
+        return self.link.ask(made(self.link), kind)
 
     def link_to(self, address: str) -> Link:
         """A new link to the executor of a lease."""

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import secrets
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -35,6 +36,7 @@ from rfaas.proto.messages import (
     Welcome,
     version_fault,
 )
+from rfaas.proto.proof import NONCE_BYTES
 
 if TYPE_CHECKING:
     import socket
@@ -69,6 +71,7 @@ class AsyncLink:
         self._drained.set()
         self._closed = False
         self._next_id = 0
+        self.nonce = b""  # what proofs on this link are made over, `proto.proof`
 
     @property
     def passes_fds(self) -> bool:
@@ -243,7 +246,10 @@ async def connect(address: str, hello: Hello, device: str = "") -> AsyncLink:
     link = AsyncLink(await ends.connect_soon(address, device), f"the peer at {address}")
     try:
         ours = f"{hello.role} {hello.name}"
-        link.peer = welcomed(await link.request(hello), link.peer, ours)
+        welcome = await link.request(hello)
+        link.peer = welcomed(welcome, link.peer, ours)
+        if isinstance(welcome, Welcome):
+            link.nonce = welcome.nonce
     except BaseException:
         await link.close()
         raise
@@ -337,7 +343,8 @@ class Listener:
             await refuse(link, hello.id, ProtocolError(text, hint=hint))
             return None
         link.peer = f"{hello.role} {hello.name}"
-        link.send(msgspec.structs.replace(self._welcome, id=hello.id))
+        link.nonce = secrets.token_bytes(NONCE_BYTES)
+        link.send(msgspec.structs.replace(self._welcome, id=hello.id, nonce=link.nonce))
         return hello
 
 

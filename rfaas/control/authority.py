@@ -13,18 +13,26 @@ import secrets
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from msgspec.structs import replace
 
 from rfaas.addresses import announced
 from rfaas.clock import Clock
 from rfaas.control.aio import AsyncLink, connect, no_silent_end
-from rfaas.core.lease import Lease
+from rfaas.core.lease import Ask, Lease
 from rfaas.core.ledger import Ledger
+from rfaas.core.placement import ALL
 from rfaas.core.supervisor import Over
 from rfaas.core.tokens import KEY_BYTES, Claims, sign, verify
-from rfaas.errors import PeerLostError, ProtocolError, RfaasError, UnavailableError, UsageError
+from rfaas.errors import (
+    NotPermittedError,
+    PeerLostError,
+    ProtocolError,
+    RfaasError,
+    UnavailableError,
+    UsageError,
+)
 from rfaas.proto.messages import (
     LEASES_PER_JOIN_MAX,
     PROTOCOL_VERSION,
@@ -35,17 +43,21 @@ from rfaas.proto.messages import (
     JoinNode,
     LeaseEnded,
     LeaseGranted,
+    LeaseTerminating,
     Message,
     NodeJoined,
+    OpenLease,
     ReleaseLease,
     RenewLease,
     RequestLease,
     RevokeLease,
     Usage,
 )
+from rfaas.proto.proof import proves, secret_of
 
 USAGE_PER_BEAT_MAX = 256  # as messages.Beat
 LEASE_DURATION_MAX_S = 86400.0
+TURN_S = 0.1  # between two looks at who waits for cores of an executor that grants by itself
 LOOPBACK = ("", "127.0.0.1", "::1")  # of no use to clients elsewhere
 UNSENT_MAX = 4096  # ends of leases; past that the manager learns of them by expiry
 
@@ -55,11 +67,17 @@ log = logging.getLogger("rfaas.executor")
 class Authority(Protocol):
     """See the module's docstring."""
 
-    def claims(self, token: bytes) -> Claims:
-        """What a token grants on this node; errors as of `core.tokens.verify`."""
+    def claims(self, request: OpenLease, nonce: bytes) -> Claims:
+        """What a token grants on this node, to whoever proves on the link with that nonce
+        that the lease is its own.
 
-    def answer(self, request: Message) -> Message:
-        """Answer RequestLease, RenewLease or ReleaseLease."""
+        Raises:
+            NotPermittedError: it is another client's.
+            RfaasError: as of `core.tokens.verify`.
+        """
+
+    async def answer(self, request: Message, nonce: bytes) -> Message:
+        """Answer RequestLease, RenewLease or ReleaseLease on the link with that nonce."""
 
     def over(self, over: Over) -> None:
         """A lease of this node is over."""
@@ -74,6 +92,7 @@ class OwnAuthority:
         self._node = node
         self._clock = clock
         self._key = secrets.token_bytes(KEY_BYTES)
+        self._waiting: dict[str, asyncio.Future[Lease]] = {}  # by lease
         self._ledger = Ledger(float("inf"), 1, LEASE_DURATION_MAX_S)
         self._ledger.join(
             node.node,
@@ -86,42 +105,79 @@ class OwnAuthority:
             clock.monotonic_s(),
         )
 
-    def claims(self, token: bytes) -> Claims:
-        return verify(token, self._key, self._node.node, self._clock.wall_s())
+    def claims(self, request: OpenLease, nonce: bytes) -> Claims:
+        claims = verify(request.token, self._key, self._node.node, self._clock.wall_s())
+        return _own(claims, self._key, request.proof, nonce)
 
-    def answer(self, request: Message) -> Message:
+    async def answer(self, request: Message, nonce: bytes) -> Message:
         now = self._clock.monotonic_s()
-        self._ledger.tick(now)
+        self._settle()
         match request:
             case RequestLease():
-                grant = self._ledger.request(
-                    request.client,
-                    request.cores,
-                    request.memory_bytes,
-                    request.duration_s,
-                    request.isolation,
-                    secrets.token_hex(16),
-                    now,
-                )
-                wall_s = self._clock.wall_s()
-                return granted(
-                    grant, self._node.address, self._key, wall_s, request.id, request.image
-                )
+                wanted = ask_of(request, request.client, secrets.token_hex(16))
+                lease = self._ledger.ask(wanted, now) or await self._turn(wanted)
+                return self._granted(lease, request.id)
             case RenewLease():
-                grant = self._ledger.renew(request.lease, request.duration_s, now)
-                return granted(
-                    grant, self._node.address, self._key, self._clock.wall_s(), request.id
+                self._check_owner(request.lease, request.proof, nonce)
+                return self._granted(
+                    self._ledger.renew(request.lease, request.duration_s, now), request.id
                 )
             case ReleaseLease():
+                self._check_owner(request.lease, request.proof, nonce)
                 self._ledger.end(request.lease, "released", now)
+                self._settle()
                 return Done(id=request.id)
         raise ProtocolError(f"an executor does not answer {type(request).__name__}")
 
     def over(self, over: Over) -> None:
         self._ledger.end(over.lease, over.cause, self._clock.monotonic_s(), over.usage)
+        self._settle()
+
+    def _granted(self, lease: Lease, request_id: int) -> LeaseGranted:
+        return granted(lease, self._node.address, self._key, self._clock.wall_s(), request_id)
+
+    def _check_owner(self, lease: str, proof: bytes, nonce: bytes) -> None:
+        check_owner(lease, self._key, proof, nonce)
+
+    async def _turn(self, wanted: Ask) -> Lease:
+        """Wait in the queue."""
+        future: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
+        self._waiting[wanted.lease] = future
+        try:
+            while not future.done():
+                await asyncio.wait([future], timeout=TURN_S)
+                self._settle()
+            return await future
+        finally:
+            if self._waiting.pop(wanted.lease, None) is not None:
+                self._ledger.cancel(wanted.lease)  # its client has gone
+
+    def _settle(self) -> None:
+        now = self._clock.monotonic_s()
+        self._ledger.tick(now)
+        for settled in self._ledger.settle(now):
+            future = self._waiting.pop(settled.ask.lease)
+            if settled.granted is not None:
+                future.set_result(settled.granted)
+            elif settled.error is not None:
+                future.set_exception(settled.error)
 
     async def close(self) -> None:
         pass
+
+
+class Told(NamedTuple):
+    """Who hears what a resource manager does to a node.
+
+    `revoke` is called with (lease, cause) for a lease that must end, `terminate` for one that
+    will end soon, `joined` the first time that the manager has taken the node in, `lost` with
+    why if the link cannot be kept up any more, by a fault of ours.
+    """
+
+    revoke: Callable[[str, str], None]
+    terminate: Callable[[LeaseTerminating], None]
+    joined: Callable[[], None]
+    lost: Callable[[str], None]
 
 
 class ManagerAuthority:
@@ -131,9 +187,6 @@ class ManagerAuthority:
 
     Args:
         usage: what each lease here has used so far.
-        revoke: called with (lease, cause) for a lease that must end.
-        joined: called the first time that the manager has taken this node in.
-        lost: called with why if the link cannot be kept up any more, by a fault of ours.
         device: over RDMA, the one to connect from; "": the one that the route leads over.
     """
 
@@ -143,9 +196,7 @@ class ManagerAuthority:
         node: JoinNode,
         clock: Clock,
         usage: Callable[[], dict[str, Usage]],
-        revoke: Callable[[str, str], None],
-        joined: Callable[[], None],
-        lost: Callable[[str], None],
+        told: Told,
         device: str = "",
     ) -> None:
         self._address = address
@@ -153,26 +204,26 @@ class ManagerAuthority:
         self._node = node
         self._clock = clock
         self._usage = usage
-        self._revoke = revoke
-        self._joined = joined
-        self._lost = lost
+        self._told = told
         self._keys: tuple[bytes, ...] = ()  # of this join and the one before
         self._link: AsyncLink | None = None
         self._unsent: deque[LeaseEnded] = deque(maxlen=UNSENT_MAX)  # while the manager is away
         self._task = asyncio.get_running_loop().create_task(self._keep_joined())
 
-    def claims(self, token: bytes) -> Claims:
+    def claims(self, request: OpenLease, nonce: bytes) -> Claims:
         if not self._keys:
             raise UnavailableError(
                 f"node {self._node.node} has not joined a resource manager yet",
                 hint=f"is one running at {self._address}?",
             )
+        node, wall_s = self._node.node, self._clock.wall_s()
         for key in self._keys[1:]:
             with suppress(ProtocolError):
-                return verify(token, key, self._node.node, self._clock.wall_s())
-        return verify(token, self._keys[0], self._node.node, self._clock.wall_s())
+                return _own(verify(request.token, key, node, wall_s), key, request.proof, nonce)
+        key = self._keys[0]
+        return _own(verify(request.token, key, node, wall_s), key, request.proof, nonce)
 
-    def answer(self, request: Message) -> Message:
+    async def answer(self, request: Message, nonce: bytes) -> Message:
         raise UsageError(
             f"node {self._node.node} grants no leases by itself",
             hint=f"ask the resource manager at {self._address}",
@@ -194,7 +245,7 @@ class ManagerAuthority:
         await asyncio.gather(self._task, return_exceptions=True)
 
     async def _keep_joined(self) -> None:
-        with no_silent_end("the link to the resource manager", self._lost):
+        with no_silent_end("the link to the resource manager", self._told.lost):
             await self._join_again()
 
     async def _join_again(self) -> None:
@@ -232,16 +283,18 @@ class ManagerAuthority:
         while self._unsent:
             link.send(self._unsent.popleft())
         for lease in reply.revoked:
-            self._revoke(lease, "revoked")
+            self._told.revoke(lease, "revoked")
         log.info("node %s joined the %s at %s", self._node.node, link.peer, self._address)
         if first:
-            self._joined()
+            self._told.joined()
         beats = asyncio.get_running_loop().create_task(self._beat(link, reply.heartbeat_s))
         try:
             while (message := await link.receive()) is not None:
                 match message:
+                    case LeaseTerminating():
+                        self._told.terminate(message)
                     case RevokeLease():
-                        self._revoke(message.lease, message.cause)
+                        self._told.revoke(message.lease, message.cause)
                     case Error():
                         raise ProtocolError(f"the manager refused a beat: {message.text}")
         finally:
@@ -259,9 +312,7 @@ class ManagerAuthority:
                 return
 
 
-def granted(
-    grant: Lease, address: str, key: bytes, wall_s: float, request_id: int, image: str = ""
-) -> LeaseGranted:
+def granted(grant: Lease, address: str, key: bytes, wall_s: float, request_id: int) -> LeaseGranted:
     """The answer to a client, with the token that shows `grant` to its node."""
     claims = Claims(
         lease=grant.lease,
@@ -270,7 +321,7 @@ def granted(
         cores=grant.cores,
         memory_bytes=grant.memory_bytes,
         isolation=grant.isolation,
-        image=image,
+        image=grant.image,
         duration_s=grant.duration_s,
         issued_at_s=wall_s,
         not_after_s=wall_s + grant.duration_s,
@@ -286,4 +337,41 @@ def granted(
         isolation=grant.isolation,
         duration_s=grant.duration_s,
         token=sign(claims, key),
+        secret=secret_of(grant.lease, key),
     )
+
+
+def ask_of(request: RequestLease, account: str, lease: str) -> Ask:
+    """What a client asks the ledger for, with the random id that the lease will have.
+
+    Raises:
+        UsageError: no memory at all, which the ledger would take for all of it.
+    """
+    if request.memory_bytes == 0:
+        raise UsageError("0 bytes of memory cannot be leased", hint='"all" is all of a node')
+    return Ask(
+        lease=lease,
+        client=request.client,
+        account=account,
+        cores=ALL if request.cores == "all" else request.cores,
+        memory_bytes=ALL if request.memory_bytes == "all" else request.memory_bytes,
+        duration_s=request.duration_s,
+        isolation=request.isolation,
+        image=request.image,
+        placement=request.placement,
+        wait_s=request.wait_s,
+    )
+
+
+def check_owner(lease: str, key: bytes, proof: bytes, nonce: bytes) -> None:
+    """NotPermittedError unless the proof is that of the client of that lease, for this link."""
+    if not proves(proof, key, nonce, lease):
+        raise NotPermittedError(
+            f"lease {lease[:8]} is another client's",
+            hint="a token is good only with the secret that was granted with it",
+        )
+
+
+def _own(claims: Claims, key: bytes, proof: bytes, nonce: bytes) -> Claims:
+    check_owner(claims.lease, key, proof, nonce)
+    return claims

@@ -55,6 +55,7 @@ class Link:
         self._sending = threading.Lock()  # taken after _lock, or alone
         self._rest = memoryview(b"")  # of a frame that was posted to a full connection
         self._ids = count(1)
+        self.nonce = b""  # what proofs on this link are made over, `proto.proof`
         self._lost = False
 
     @property
@@ -254,7 +255,10 @@ def greet(end: socket.socket | Carrier, peer: str, hello: Hello) -> Link:
     link = Link(end, peer)
     try:
         ours = f"{hello.role} {hello.name}"
-        link.peer = welcomed(link.request(hello), peer, ours)
+        welcome = link.request(hello)
+        link.peer = welcomed(welcome, peer, ours)
+        if isinstance(welcome, Welcome):
+            link.nonce = welcome.nonce
     except PeerLostError as error:
         link.close()
         raise UnavailableError(f"{peer} does not answer: {error.text}") from None

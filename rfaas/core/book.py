@@ -38,6 +38,7 @@ class Book:
         self._ended: dict[str, Lease] = {}
         self._ended_order: deque[str] = deque()
         self._news: list[Ended] = []  # for the next tick
+        self.silent: list[str] = []  # nodes that `tick` has found lost; who reads it clears it
         self._freed = False  # since requests that wait were last tried
         self._fence = 0
         # No later than its deadline, for each lease and node; those that have ended are swept.
@@ -173,6 +174,7 @@ class Book:
             if silent is None or silent.silent_until_s == math.inf:
                 continue
             if silent.silent_until_s <= now_s:
+                self.silent.append(silent.node)
                 self._news += self.lose(silent.node, now_s)
             else:
                 heappush(silences, (silent.silent_until_s, silent.node))

@@ -48,6 +48,7 @@ class LeaseOnNode:
     worker: Worker | None = None
     crashed: int = 0
     cause: str = ""  # set once it is ending
+    ending: str = ""  # the cause that notice was given of
     used: Usage = field(default_factory=Usage)  # by workers that are gone
 
 
@@ -112,8 +113,8 @@ class Supervisor:
         if cause := self._over.get(claims.lease) or (lease.cause if lease else ""):
             raise LeaseEndedError(f"lease {claims.lease[:8]} is over: {cause}")
         if lease is not None:
-            if claims.fence >= lease.claims.fence:
-                # A renewal names no image: it is that of the grant.
+            if claims.fence >= lease.claims.fence and not lease.ending:
+                # A manager that was started anew knows no image: it is that of the grant.
                 lease.claims = replace(claims, image=lease.claims.image)
                 lease.ends_at_s = now_s + left_s
             return lease
@@ -184,10 +185,21 @@ class Supervisor:
             return self._over_now(lease, now_s)
         return self._stop(found, f"its lease is over: {cause}")
 
+    def terminate(self, lease: str, cause: str, ends_at_s: float) -> None:
+        """A lease ends then, or before if its time is up; no token lengthens it any more."""
+        found = self._leases.get(lease)
+        if found is not None and not found.cause:
+            found.ending = cause
+            found.ends_at_s = min(found.ends_at_s, ends_at_s)
+
     def tick(self, now_s: float) -> list[Action]:
         """End the leases whose time is up."""
-        due = [lease for lease, found in self._leases.items() if found.ends_at_s <= now_s]
-        return [action for lease in due for action in self.close(lease, "expired", now_s)]
+        due = [(lease, one) for lease, one in self._leases.items() if one.ends_at_s <= now_s]
+        return [
+            action
+            for lease, one in due
+            for action in self.close(lease, one.ending or "expired", now_s)
+        ]
 
     def allocated_ns(self, lease: str, now_s: float) -> int:
         """Core-nanoseconds that the lease has held so far."""

@@ -17,6 +17,7 @@ from rfaas.units import format_bytes
 USES = ("shm", "verbs", "sandbox")  # what may be blocked; --need takes one
 PYTHON_MIN = (3, 10)
 LANDLOCK_ABI_WANTED = 4  # the first that holds TCP; landlock(7)
+FILES_OF_EXECUTOR, FILES_PER_WORKER = 24, 8  # with its links, and one client's for each worker
 SHM_BYTES_LOW = 64 << 20
 CLOCKS = ("tsc", "arch_sys_counter", "kvm-clock")  # read without a system call
 
@@ -134,6 +135,23 @@ def huge_pages(facts: Facts, wants: Wants) -> Iterator[Finding]:
     )
 
 
+def open_files(facts: Facts, wants: Wants) -> Iterator[Finding]:
+    """Descriptors: roles raise the soft limit to the hard one by themselves."""
+    most = facts.open_files_hard
+    workers = max(0, most - FILES_OF_EXECUTOR) // FILES_PER_WORKER
+    text = f"at most {most}: enough for {workers} workers at once"
+    if most < 0 or workers >= facts.cores:
+        yield Finding(check="open files", text="no limit" if most < 0 else text)
+        return
+    yield Finding(
+        check="open files",
+        text=text,
+        blocks=USES if not workers else (),
+        is_hint=workers > 0,
+        mend=["ulimit -Hn 65536    # as root; in a unit: LimitNOFILE=65536"],
+    )
+
+
 # -- what sandboxes are made of -------------------------------------------------
 
 
@@ -162,10 +180,12 @@ def landlock(facts: Facts, wants: Wants) -> Iterator[Finding]:
         text = f"ABI {facts.landlock_abi}: files, but not TCP (ABI {LANDLOCK_ABI_WANTED})"
         yield Finding(check="landlock", text=text, is_hint=True, mend=["Linux 6.7 or newer"])
     else:
+        may_lack = "landlock" in wants.degrade
         yield Finding(
             check="landlock",
-            text="the kernel has none",
-            blocks=("sandbox",),
+            text="the kernel has none" + (": sandboxes are without" if may_lack else ""),
+            blocks=() if may_lack else ("sandbox",),
+            is_hint=may_lack,
             mend=["boot with lsm=landlock,... (Linux 5.13 or newer; CONFIG_SECURITY_LANDLOCK)"],
         )
 
@@ -186,7 +206,8 @@ def seccomp(facts: Facts, wants: Wants) -> Iterator[Finding]:
 def cgroups(facts: Facts, wants: Wants) -> Iterator[Finding]:
     """Limits on memory and processes, and killing all of a group at once."""
     group = facts.cgroup
-    missing = [name for name in ("memory", "pids", "cpu") if name not in group.controllers]
+    missing = [name for name in ("memory", "pids", "cpuset") if name not in group.controllers]
+    may_lack = "cgroup" in wants.degrade
     text = group.kind if group.kind != "none" else "none mounted"
     if group.controllers:
         text += f" with {', '.join(group.controllers)}"
@@ -201,7 +222,16 @@ def cgroups(facts: Facts, wants: Wants) -> Iterator[Finding]:
         text += f"; no {', '.join(missing)}: those limits are resource limits only"
     if not group.has_kill:
         text += "; no cgroup.kill (version 2, Linux 5.14)"
-    yield Finding(check="cgroups", text=text, is_hint=True, mend=mend)
+    is_whole = group.writable and not missing
+    if not is_whole:
+        text += "; sandboxes are without" if may_lack else ""
+    yield Finding(
+        check="cgroups",
+        text=text,
+        blocks=() if may_lack or is_whole else ("sandbox",),
+        is_hint=True,
+        mend=mend,
+    )
 
 
 # -- RDMA -----------------------------------------------------------------------
@@ -397,7 +427,7 @@ def _software_device(facts: Facts) -> list[str]:
 
 
 CHECKS: tuple[Check, ...] = (
-    *(python, shared_memory, cores, clock, huge_pages),
+    *(python, shared_memory, cores, clock, huge_pages, open_files),
     *(namespaces, landlock, seccomp, cgroups),
     *(bubblewrap, containers),
     *(modules, libraries, devices, atomics, memlock, transport),

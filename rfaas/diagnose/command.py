@@ -74,6 +74,7 @@ def run_doctor(config: Config, options: argparse.Namespace) -> int:
         slots=lane.slots,
         slot_bytes=lane.slot_bytes,
         knows_verbs=report.knows_verbs(),
+        degrade=[] if config.sandbox.require else config.sandbox.degrade.split(),
     )
     findings = examine(facts, wants)
     is_blocked = blocked(findings)

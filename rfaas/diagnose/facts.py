@@ -57,6 +57,7 @@ def gather() -> Facts:
         memfd_error=_memfd_error(),
         memlock_bytes=-1 if soft == resource.RLIM_INFINITY else soft,
         memlock_bytes_hard=-1 if hard == resource.RLIM_INFINITY else hard,
+        open_files_hard=resource.getrlimit(resource.RLIMIT_NOFILE)[1],
         # A user namespace hands out capabilities that do not count for this.
         ignores_memlock=_has_capability(CAP_IPC_LOCK) and _is_first_user_namespace(),
         modules={name: _module(name, sign) for name, sign in MODULES.items()},

@@ -124,6 +124,7 @@ class Facts(Record, frozen=True, kw_only=True):
     memlock_bytes: int = -1  # -1: no limit
     memlock_bytes_hard: int = -1
     ignores_memlock: bool = False  # CAP_IPC_LOCK
+    open_files_hard: int = -1  # -1: no limit
     modules: dict[str, str] = {}  # name: "there", "loadable", "absent"
     libraries: dict[str, str] = {}  # name: "" or the loader's words
     pyverbs: str = ""  # where it is; "": cannot be imported
@@ -151,6 +152,7 @@ class Wants(Record, frozen=True, kw_only=True):
     slots: int
     slot_bytes: int
     knows_verbs: bool = True  # lane.transport may be "verbs"
+    degrade: Sequence[str] = ()  # parts that a sandbox may lack: `sandbox.degrade`
 
 
 class Finding(Record, frozen=True, kw_only=True):

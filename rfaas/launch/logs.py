@@ -34,4 +34,8 @@ def set_up(level: str) -> None:
         handler.setFormatter(JournalFormatter())
     else:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    # A line for each lease and none of these in it: without them it costs a third less,
+    # docs.python.org, "Logging HOWTO", Optimization.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging._srcfile = None  # no look at the caller's frame
     logging.basicConfig(level=level.upper(), handlers=[handler])

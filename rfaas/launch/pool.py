@@ -16,10 +16,11 @@ from rfaas.core.supervisor import Action, Exited, Kill, LeaseOnNode, Over, Super
 from rfaas.core.tokens import Claims
 from rfaas.errors import CapacityError, LibraryError, LibraryMissingError, RfaasError
 from rfaas.launch.apart import WorkerApart
-from rfaas.launch.levels import Levels
+from rfaas.launch.levels import DEFAULT, Levels
 from rfaas.launch.libraries import Libraries
 from rfaas.launch.node import PRIVATE, partners_of
 from rfaas.launch.output import Output, Outputs
+from rfaas.launch.warm import Warm
 from rfaas.launch.workers import WorkerProcess, Zygote, exit_text
 from rfaas.launch.zygote import Started
 from rfaas.proto.messages import StartWorker, Usage
@@ -67,6 +68,8 @@ class Pool:
         self._node = zygote.node
         self._levels = Levels(zygote.node, {})
         self._zygote = Zygote(zygote.pid, zygote.sock, lost)
+        private = config.name == PRIVATE
+        self._warm = Warm(zygote.node, self._zygote, clock, aloud=private)
         self._processes: dict[int, WorkerProcess] = {}
         self._exited = exited
         self._over = over
@@ -87,6 +90,8 @@ class Pool:
         self._levels = Levels(self._node, await self._zygote.levels())
         # Its client is told with its lease; all others by our log.
         self._levels.tell(quiet=self._config.name == PRIVATE)
+        if DEFAULT in self._levels.offered and self._config.name != PRIVATE:
+            self._warm.want(DEFAULT)  # a private one may never have such a lease
         return self._levels.offered
 
     def default_level(self) -> str:
@@ -166,7 +171,12 @@ class Pool:
             host=host,
         )
         try:
-            process.output = Output(aloud=self._config.name == PRIVATE)
+            process.spare = await self._warm.take(order)
+            process.output = (
+                process.spare.output
+                if process.spare is not None
+                else Output(aloud=self._config.name == PRIVATE)
+            )
             self.outputs.keep(request.lease, process.output)
             await asyncio.wait_for(
                 process.start(
@@ -188,6 +198,8 @@ class Pool:
             await self._end(worker, process, "it did not load")
             raise
         self._supervisor.loaded(worker)
+        if order.isolation == DEFAULT:
+            self._warm.want(DEFAULT)
         return worker, process, lease
 
     def claims(self, lease: str) -> Claims:
@@ -232,9 +244,14 @@ class Pool:
         """The same, without waiting."""
         self._do(self._supervisor.close(lease, cause, self._clock.monotonic_s()))
 
+    def terminate(self, lease: str, cause: str, remaining_s: float) -> None:
+        """A lease will end in `remaining_s`, whatever token is shown until then."""
+        self._supervisor.terminate(lease, cause, self._clock.monotonic_s() + remaining_s)
+
     def tick(self) -> None:
         """End what is due."""
         self._do(self._supervisor.tick(self._clock.monotonic_s()))
+        self._warm.tick()
 
     def usage(self) -> dict[str, Usage]:
         """What each lease here has used so far."""
@@ -247,6 +264,7 @@ class Pool:
         deadline = self._clock.monotonic_s() + self._config.stop_grace_s
         while self._processes and (left := deadline - self._clock.monotonic_s()) > 0:
             await self._wait_for_change(left)
+        await self._warm.close()
         await self._zygote.close()
         await asyncio.gather(*self._closing)
         for process in self._processes.values():

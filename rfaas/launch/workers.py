@@ -14,7 +14,7 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
@@ -37,13 +37,18 @@ from rfaas.proto.worker_messages import (
     Lack,
     LevelsFound,
     LibraryLoaded,
+    LimitWorker,
     LoadLibrary,
     SpawnWorker,
     WorkerDied,
+    WorkerLimited,
     WorkerSpawned,
 )
 from rfaas.sandbox import cgroups
 from rfaas.transport import ring
+
+if TYPE_CHECKING:
+    from rfaas.launch.warm import Spare
 
 CLOSE_TIMEOUT_S = 2.0  # for the zygote to end its workers; it needs a few milliseconds
 CLOSE_POLL_S = 0.002
@@ -66,6 +71,7 @@ class Zygote:
         self._link = AsyncLink(sock, "the zygote")
         self._lost = lost
         self._spawning: dict[int, asyncio.Future[tuple[int, asyncio.Future[WorkerDied]]]] = {}
+        self._limiting: dict[int, asyncio.Future[None]] = {}
         self._deaths: dict[int, asyncio.Future[WorkerDied]] = {}
         self._levels: asyncio.Future[dict[str, tuple[Lack, ...]]]
         self._levels = asyncio.get_running_loop().create_future()
@@ -96,6 +102,19 @@ class Zygote:
             raise
         return pid, death, link
 
+    async def limit(self, pid: int, order: SpawnWorker) -> None:
+        """Give a worker that waited the limits of its lease.
+
+        Raises:
+            SystemCallError: they cannot be set.
+        """
+        self._next_id += 1
+        done = self._limiting[self._next_id] = asyncio.get_running_loop().create_future()
+        self._link.send(
+            LimitWorker(id=self._next_id, pid=pid, limits=order.limits, cpus=order.cpus)
+        )
+        await done
+
     def kill(self, pid: int) -> None:
         """Kill a worker and what it started; its death comes as an event."""
         self._link.send(KillWorker(pid=pid))
@@ -117,7 +136,11 @@ class Zygote:
         with no_silent_end("the link to the zygote", lambda _: None):  # what follows is the same
             await self._read_all()
         error = InternalError(ZYGOTE_GONE)
-        waiting: list[asyncio.Future[Any]] = [*self._spawning.values(), *self._deaths.values()]
+        waiting: list[asyncio.Future[Any]] = [
+            *self._spawning.values(),
+            *self._limiting.values(),
+            *self._deaths.values(),
+        ]
         if not self._levels.done():
             self._levels.set_exception(error)
             self._levels.exception()  # who asks for it later hears it all the same
@@ -137,14 +160,26 @@ class Zygote:
                     answer = self._spawning.pop(message.id)
                     if not answer.done():  # who asked may have gone
                         answer.set_result((message.pid, death))
+                case WorkerLimited():
+                    limited = self._limiting.pop(message.id)
+                    if not limited.done():
+                        limited.set_result(None)
+                case Error() if message.id in self._limiting:
+                    limited = self._limiting.pop(message.id)
+                    if not limited.done():
+                        limited.set_exception(from_wire(message.code, message.text, message.hint))
                 case Error() if message.id in self._spawning:
                     answer = self._spawning.pop(message.id)
                     if not answer.done():
                         answer.set_exception(from_wire(message.code, message.text, message.hint))
                 case WorkerDied():
-                    death = self._deaths.pop(message.pid)
-                    if not death.done():  # its keeper has told before
-                        death.set_result(message)
+                    _tell(self._deaths.pop(message.pid), message)
+
+
+def _tell(death: asyncio.Future[WorkerDied], message: WorkerDied) -> None:
+    """A worker's death is told once, by its keeper or by the zygote."""
+    if not death.done():
+        death.set_result(message)
 
 
 async def _within(look: Callable[[], bool]) -> bool:
@@ -169,6 +204,7 @@ class WorkerProcess:
         self.doomed = False  # to be killed as soon as it is there
         self.epitaph = ""  # what it died of, if its wait status does not tell
         self.output: Output | None = None  # where what it writes goes, lent until it is gone
+        self.spare: Spare | None = None  # the process that waited for this
         self.functions: list[str] = []
         self.endpoint: Endpoint | None = None
         self.steps_ns: dict[str, int] = {}
@@ -209,13 +245,16 @@ class WorkerProcess:
         fds: list[int],
         died: Callable[[WorkerDied | None], None],
     ) -> None:
-        output_fd = self.output.fd if self.output else 2
-        self.pid, self._death, self._link = await zygote.spawn(order, output_fd)
-        if self.output:
-            self.output.started()
+        if self.spare is not None:
+            self.pid, self._death, self._link, *_ = self.spare
+        else:
+            output_fd = self.output.fd if self.output else 2
+            self.pid, self._death, self._link = await zygote.spawn(order, output_fd)
         self._death.add_done_callback(
             lambda death: died(None if death.exception() else death.result())
         )
+        if self.output:
+            self.output.started()
         if self.doomed:
             zygote.kill(self.pid)
         self._link.send(task, fds)
@@ -241,8 +280,8 @@ class WorkerProcess:
         """A keeper tells of its worker's death before all of its container is taken away."""
         with suppress(PeerLostError, ProtocolError):
             message = await link.receive()
-            if isinstance(message, WorkerDied) and self._death and not self._death.done():
-                self._death.set_result(message)
+            if isinstance(message, WorkerDied) and self._death is not None:
+                _tell(self._death, message)
 
     def usage(self, allocated_ns: int, carried: Usage) -> Usage:
         """What its lease has used so far, on top of what earlier workers had."""

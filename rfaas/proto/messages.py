@@ -20,11 +20,13 @@ that names both.  Replies are the message that stands under "answered by", or
                             GetOutput         WorkerOutput
     executor -> client      WorkerExited      (notice)
                             ImageProgress     (notice)
+                            LeaseTerminating  (notice)
                             LeaseEnded        (notice)
     executor -> manager     JoinNode          NodeJoined
                             Beat              BeatTaken
                             LeaseEnded        (notice)
-    manager -> executor     RevokeLease       (notice)
+    manager -> executor     LeaseTerminating  (notice)
+                            RevokeLease       (notice)
     client -> its private   AdoptLink         Done (with a socket's descriptor: one more link)
     executor
 
@@ -35,14 +37,14 @@ Checklist for a new one: docs/architecture.md, "add a message".
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
 from rfaas import __version__
 from rfaas.proto.wire import SECRET_BYTES
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 FRAME_BYTES_MAX = 64 * 1024
 LIBRARY_PART_BYTES_MAX = 48 * 1024  # leaves room for the frame's other fields
 OUTPUT_BYTES_MAX = 32 * 1024  # of what a worker has written, in one message
@@ -63,6 +65,7 @@ Bytes = Annotated[int, Meta(ge=0, le=2**60)]
 Seconds = Annotated[float, Meta(ge=0, le=10 * 365 * 86400)]
 ImageName = Annotated[str, Meta(max_length=512)]  # as of rfaas.core.image
 Token = Annotated[bytes, Meta(max_length=4096)]
+Proof = Annotated[bytes, Meta(max_length=32)]  # of `proto.proof.prove`, b"" for none
 
 
 class Message(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -81,12 +84,13 @@ class Hello(Message, frozen=True):
 
 
 class Welcome(Message, frozen=True):
-    """The answer to `Hello`."""
+    """The answer to `Hello`; `nonce` is what proofs on this link are made over."""
 
     version: int
     role: Name
     name: Name
     program: Program = __version__
+    nonce: Annotated[bytes, Meta(max_length=32)] = b""
 
 
 def version_fault(theirs: Hello | Welcome, own: str) -> tuple[str, str]:
@@ -116,18 +120,23 @@ class Done(Message, frozen=True):
 
 
 class RequestLease(Message, frozen=True):
-    """Ask for `cores` and `memory_bytes` of one node for `duration_s`, renewable."""
+    """Ask for `cores` and `memory_bytes`, "all" are those of a node, for `duration_s`, renewable.
+
+    `placement` is as in `core.placement`; `wait_s` how long the request may stand in the queue.
+    """
 
     client: Name
-    cores: Cores
-    memory_bytes: Bytes
+    cores: Cores | Literal["all"]
+    memory_bytes: Bytes | Literal["all"]
     duration_s: Seconds
     isolation: Name = "sandbox"
     image: ImageName = ""
+    placement: Literal["pack", "spread", "node"] = "pack"
+    wait_s: Seconds = 0.0
 
 
-class LeaseGranted(Message, frozen=True):
-    """A lease: where it is, until when, and the token that the node checks."""
+class LeasePart(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A lease that was granted together with another one; the fields are LeaseGranted's."""
 
     lease: LeaseId
     node: Name
@@ -137,15 +146,49 @@ class LeaseGranted(Message, frozen=True):
     isolation: Name
     duration_s: Seconds
     token: Token
+    secret: Proof
+
+
+class LeaseGranted(Message, frozen=True):
+    """A lease: where it is, until when, and the token that the node checks.
+
+    `secret` is the client's alone: with it, it proves that the lease is its own.  `rest` are the
+    leases on other nodes that were granted with it; they end together.
+    """
+
+    lease: LeaseId
+    node: Name
+    address: Address
+    cores: Cores
+    memory_bytes: Bytes
+    isolation: Name
+    duration_s: Seconds
+    token: Token
+    secret: Proof = b""
+    rest: tuple[LeasePart, ...] = ()
 
 
 class RenewLease(Message, frozen=True):
+    """Answered with all leases that were granted together, whichever of them is named."""
+
     lease: LeaseId
     duration_s: Seconds
+    proof: Proof = b""
 
 
 class ReleaseLease(Message, frozen=True):
+    """End a lease and those that were granted with it; can be sent twice."""
+
     lease: LeaseId
+    proof: Proof = b""
+
+
+class LeaseTerminating(Message, frozen=True):
+    """A lease will end in `remaining_s`, whatever its client does; `cause` as in LeaseEnded."""
+
+    lease: LeaseId
+    cause: Name
+    remaining_s: Seconds
 
 
 class LeaseEnded(Message, frozen=True):
@@ -276,6 +319,7 @@ class OpenLease(Message, frozen=True):
     """Show a lease's token to the executor of its node, once for each grant or renewal."""
 
     token: Token
+    proof: Proof = b""
 
 
 class LeaseOpened(Message, frozen=True):

@@ -5,7 +5,7 @@ As those in messages.py, which has all that a node hears from outside.
     asks                    message           answered by
     zygote -> executor      LevelsFound       (notice, its first)
     executor -> zygote      SpawnWorker       WorkerSpawned (with the worker's end of a link)
-                            LimitWorker       (notice)
+                            LimitWorker       WorkerLimited
                             KillWorker        (notice)
     zygote -> executor      WorkerDied        (notice)
     executor -> worker      LoadLibrary       LibraryLoaded... (with three descriptors)
@@ -130,6 +130,10 @@ class LimitWorker(Message, frozen=True):
     pid: Count
     limits: Limits
     cpus: tuple[int, ...] = ()
+
+
+class WorkerLimited(Message, frozen=True):
+    """Its limits hold: it may have its task."""
 
 
 class KillWorker(Message, frozen=True):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from msgspec import Struct, json
 from msgspec.structs import replace
@@ -23,6 +22,9 @@ from rfaas.errors import (
 from rfaas.proto import wire
 from rfaas.proto.messages import LeaseReport, NodeReport
 from rfaas.units import format_bytes, format_ns
+
+if TYPE_CHECKING:
+    import argparse
 
 READ_BYTES = 1 << 20  # of an input at once
 _NODE = ("NODE", "STATE", "CORES FREE", "MEMORY FREE", "LEASES", "BEAT", "ADDRESS")

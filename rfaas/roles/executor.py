@@ -24,10 +24,12 @@ from rfaas.clock import Clock
 from rfaas.config import ContainerConfig, ExecutorConfig
 from rfaas.control import aio
 from rfaas.control.aio import AsyncLink, Listener
-from rfaas.control.authority import Authority, ManagerAuthority, OwnAuthority
+from rfaas.control.authority import Authority, ManagerAuthority, OwnAuthority, Told
 from rfaas.core.supervisor import Over
+from rfaas.core.tokens import Claims
 from rfaas.errors import (
     InternalError,
+    NotPermittedError,
     PeerLostError,
     ProtocolError,
     RfaasError,
@@ -46,6 +48,7 @@ from rfaas.proto.worker_messages import ContainerTask
 from rfaas.transport import fitting, transport
 
 REQUESTS_PER_LINK_MAX = 16
+REFUSED_TOKENS_MAX = 3  # of one link: guessing is made slow
 TICK_S = 0.1
 
 log = logging.getLogger("rfaas.executor")
@@ -58,6 +61,7 @@ class Client:
         self.link = link
         self.leases: set[str] = set()
         self.upload: Upload | None = None
+        self.refused = 0  # tokens that were forged, or another client's
 
     def notify(self, notice: m.Message) -> None:
         with suppress(PeerLostError):
@@ -84,6 +88,7 @@ class Executor:
         self._clock = clock
         self._started_s = clock.monotonic_s()
         self._clients: dict[str, Client] = {}  # by lease
+        self._refused = 0  # tokens
         self._granted: dict[str, Client] = {}  # by lease that we granted and nobody has opened
         self._pool = Pool(config, cpus, clock, zygote, self._exited, self._over, lost)
         self._node = m.JoinNode(
@@ -129,12 +134,15 @@ class Executor:
                 self._node,
                 self._clock,
                 self._pool.usage,
-                self._pool.end_lease,
-                lambda: self._ready(
-                    f"{where}, lends {self._node.cores} cores; "
-                    f"next: rfaas call {flag}functions/libfunctions.so echo README.md"
+                Told(
+                    revoke=self._pool.end_lease,
+                    terminate=self._terminate,
+                    joined=lambda: self._ready(
+                        f"{where}, lends {self._node.cores} cores; "
+                        f"next: rfaas call {flag}functions/libfunctions.so echo README.md"
+                    ),
+                    lost=self._lost,
                 ),
-                self._lost,
                 self._device,
             )
         return None
@@ -174,6 +182,13 @@ class Executor:
         if client is not None:
             client.leases.discard(over.lease)
             client.notify(m.LeaseEnded(lease=over.lease, cause=over.cause, usage=over.usage))
+
+    def _terminate(self, notice: m.LeaseTerminating) -> None:
+        """The manager will end a lease: end it by our clock, and tell its client."""
+        self._pool.terminate(notice.lease, notice.cause, notice.remaining_s)
+        client = self._clients.get(notice.lease)
+        if client is not None:
+            client.notify(notice)
 
     # Links
 
@@ -217,13 +232,13 @@ class Executor:
                 case m.SendLibrary():
                     reply = self._take_library(client, message)
                 case m.GetOutput():
-                    reply = self._output(message)
+                    reply = self._output(client, message)
                 case m.ListFunctions():
                     reply = self._functions(message)
                 case m.RequestLease():
                     if self._config.name == PRIVATE and message.isolation == "default":
                         message = replace(message, isolation=self._pool.default_level())
-                    reply = self._authority.answer(message)
+                    reply = await self._authority.answer(message, client.link.nonce)
                     if isinstance(reply, m.LeaseGranted):
                         self._keep_granted(client, reply.lease)
                         log.info(
@@ -233,7 +248,7 @@ class Executor:
                             message.client,
                         )
                 case m.RenewLease():
-                    reply = self._authority.answer(message)
+                    reply = await self._authority.answer(message, client.link.nonce)
                 case m.GetStatus():
                     reply = self._status()
                 case m.AdoptLink():
@@ -261,7 +276,7 @@ class Executor:
             del self._granted[next(iter(self._granted))]
 
     async def _open(self, client: Client, request: m.OpenLease) -> m.LeaseOpened:
-        claims = self._authority.claims(request.token)
+        claims = await self._claims(client, request)
         lease = await self._pool.open(claims)
         owner = self._clients.setdefault(claims.lease, client)
         if owner is not client:
@@ -271,6 +286,19 @@ class Executor:
         left_s = max(0.0, lease.ends_at_s - self._clock.monotonic_s())
         return m.LeaseOpened(lease=claims.lease, remaining_s=left_s)
 
+    async def _claims(self, client: Client, request: m.OpenLease) -> Claims:
+        """What a token grants; who shows too many that are not its own is sent away."""
+        try:
+            return self._authority.claims(request, client.link.nonce)
+        except (ProtocolError, NotPermittedError) as error:
+            client.refused += 1
+            self._refused += 1
+            if client.refused >= REFUSED_TOKENS_MAX:
+                log.warning("%s showed %d tokens in vain", client.link.peer, client.refused)
+                await aio.refuse(client.link, request.id, error)
+                await client.link.close()
+            raise
+
     async def _release(self, client: Client, request: m.ReleaseLease) -> m.Message:
         if request.lease in client.leases:
             client.leases.discard(request.lease)
@@ -278,7 +306,7 @@ class Executor:
             await self._pool.close_lease(request.lease, "released")
             return m.Done()
         self._granted.pop(request.lease, None)
-        return self._authority.answer(request)
+        return await self._authority.answer(request, client.link.nonce)
 
     async def _start_worker(
         self, client: Client, request: m.StartWorker
@@ -346,8 +374,10 @@ class Executor:
                 upload.close()
         return m.LibraryStored(received=upload.received)
 
-    def _output(self, request: m.GetOutput) -> m.WorkerOutput:
-        written = self._pool.outputs.tail(request.lease)
+    def _output(self, client: Client, request: m.GetOutput) -> m.WorkerOutput:
+        # Its own client may read it, and who may open our socket's file: the executor's user.
+        known = request.lease in client.leases or client.link.passes_fds
+        written = self._pool.outputs.tail(request.lease) if known else None
         if written is None:
             raise UsageError(f"lease {request.lease[:8]} has had no worker on this node")
         end = request.start + m.OUTPUT_BYTES_MAX
@@ -381,6 +411,7 @@ class Executor:
                 "isolation": ", ".join(map(self._pool.described, self._node.isolation)),
                 "leases": len(usage),
                 "calls of live leases": sum(one.calls for one in usage),
+                "tokens refused": self._refused,
             },
         )
 

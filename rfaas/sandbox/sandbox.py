@@ -9,8 +9,8 @@ of it ends with the init of its process namespace.
     clone into namespaces  ->   a session; waits
     map its user, join groups
     a byte                 ->   becomes that user
-                                fork                   ->   empty root, no capability, Landlock
-                                waits for the worker        its task; limits, seccomp; the library
+                                fork                   ->   empty root, no capability, Landlock,
+                                waits for the worker        seccomp; its task; limits; the library
     its wait status        <-   writes it, and ends     <-  dies
 
 Works for root, whose workers are the user `NOBODY` outside, and for anybody else,
@@ -51,9 +51,11 @@ NAMESPACES = {
     "uts": _jail.NEWUTS,
     "time": _jail.NEWTIME,
 }
+_WELL = "well"
 _HINTS = {
     "user": "allow it: sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone, "
     "kernel.apparmor_restrict_unprivileged_userns",
+    "mount": "does a security module of the system forbid it? see its log: dmesg",
     "cgroup": cgroups.HINT,
     "landlock": "a kernel with CONFIG_SECURITY_LANDLOCK, and landlock among its lsm=",
 }
@@ -124,6 +126,8 @@ class SandboxLevel:
         self._groups = cgroups.of_node()
         if why := self._groups.why:
             lacks.append(_lack("cgroup", why))
+        if why := self._try_all():
+            lacks.append(_lack("mount", why))
         return lacks
 
     def start(self, birth: Birth) -> Jailed:
@@ -165,7 +169,6 @@ class SandboxLevel:
         if self._failed is not None:
             raise self._failed
         rlimits.set_all(limits, whole=self._groups is None or bool(self._groups.why))
-        _jail.seccomp(devices=False)
 
     def _prepare(self) -> None:
         """In the new worker: all that does not depend on its task."""
@@ -179,10 +182,37 @@ class SandboxLevel:
             _jail.drop()
             if self._landlock:
                 _jail.landlock()
+            _jail.seccomp(devices=False)
         except RfaasError as error:
             self._failed = error  # the executor hears it in answer to the task
         except OSError as error:
             self._failed = SystemCallError(f"cannot shut the worker in: {system_text(error)}")
+
+    def _try_all(self) -> str:
+        """Why a worker cannot be shut in, or "": where AppArmor hands out empty namespaces, say."""
+        ready, go = os.pipe()
+        told, tell = os.pipe()
+        try:
+            text = ""
+            user = self._user if self._namespaces & _jail.NEWUSER else -1
+            pid = _jail.clone(self._namespaces, ready, tell, user)
+            if not pid:
+                self._prepare()
+                os.write(tell, (self._failed.text if self._failed else _WELL).encode())
+                os._exit(0)
+            if self._namespaces & _jail.NEWUSER:
+                _map_user(pid, self._user)
+            os.write(go, b"\n")
+            os.waitpid(pid, 0)
+            os.set_blocking(told, False)  # it has ended: what it said is there
+            with suppress(BlockingIOError):
+                text = os.read(told, 4096)[:-4].decode()  # the init's word on its end comes last
+            return "" if text == _WELL else text or "it ends at once"
+        except OSError as error:
+            return system_text(error)
+        finally:
+            for fd in (ready, go, told, tell):
+                os.close(fd)
 
     def _try_namespaces(self, flags: int) -> str:
         """What the system says against a process in such namespaces, or ""."""

@@ -3,13 +3,17 @@
 Between the pure ledger, which counts monotonic seconds and cannot fail, and a
 store, which counts wall seconds and can: the disk is full, and an hour later it
 is not.  What changed is marked and stays marked until a save succeeds, so a
-store that fails loses nothing but what a crash takes before it recovers.
+store that fails loses nothing but what a crash takes before it recovers.  When
+to save is another's decision: store/committer.py.
 """
 
 from __future__ import annotations
 
 import logging
 from contextlib import suppress
+from typing import NamedTuple
+
+import msgspec
 
 from rfaas.clock import Clock
 from rfaas.core.book import ENDED_MAX
@@ -19,6 +23,14 @@ from rfaas.errors import SystemCallError
 from rfaas.store import LeaseRecord, NodeRecord, Store
 
 log = logging.getLogger(__name__)
+
+
+class Batch(NamedTuple):
+    """Records that are saved together."""
+
+    nodes: list[NodeRecord]
+    leases: list[LeaseRecord]
+    forgotten: list[str]
 
 
 class Keeper:
@@ -67,54 +79,83 @@ class Keeper:
         if len(self._nodes) > len(self._ledger.names):
             self._unsaved_nodes |= self._nodes.keys() - self._ledger.names
 
+    def mark_draining(self, node: str, draining: bool) -> None:
+        self._nodes[node] = msgspec.structs.replace(self._nodes[node], draining=draining)
+        self._unsaved_nodes.add(node)
+
+    def mark_gone(self, node: str) -> None:
+        """The ledger has forgotten a node."""
+        self._unsaved_nodes.add(node)
+
     def mark_leases(self, *leases: str) -> None:
         self._unsaved_leases.update(leases)
 
-    def save(self) -> None:
-        """Save all that is marked, with one commit.
+    @property
+    def marked(self) -> bool:
+        """Whether there is anything to save."""
+        return bool(self._unsaved_nodes or self._unsaved_leases)
 
-        Raises:
-            SystemCallError: the store took nothing; all stays marked.
-        """
+    def begin(self) -> Batch | None:
+        """Take what is marked, as it is now; None: nothing is.  `write` it, then `finish`."""
         leases = [lease for lease in map(self._ledger.find, self._unsaved_leases) if lease]
         # What the ledger has dropped is dropped here, so that the marks are bounded, too.
-        self._unsaved_leases = {lease.lease for lease in leases}
-        forgotten = self._unsaved_nodes - self._ledger.names
-        if not (self._unsaved_nodes or leases):
-            return
+        self._unsaved_leases = set()
+        nodes, self._unsaved_nodes = self._unsaved_nodes, set()
+        if not (nodes or leases):
+            return None
+        forgotten = nodes - self._ledger.names
         since_1970_s = self._clock.wall_s() - self._clock.monotonic_s()
-        try:
-            self._store.save(
-                nodes=[self._nodes[node] for node in self._unsaved_nodes - forgotten],
-                leases=[_record(lease, since_1970_s) for lease in leases],
-                forgotten=sorted(forgotten),
-            )
-        except SystemCallError as error:
+        return Batch(
+            nodes=[self._nodes[node] for node in nodes - forgotten],
+            leases=[_record(lease, since_1970_s) for lease in leases],
+            forgotten=sorted(forgotten),
+        )
+
+    def write(self, batch: Batch) -> None:
+        """Save a batch with one commit; may run in another thread, one at a time.
+
+        Raises:
+            SystemCallError: the store took nothing.
+        """
+        self._store.save(nodes=batch.nodes, leases=batch.leases, forgotten=batch.forgotten)
+
+    def finish(self, batch: Batch, error: Exception | None) -> None:
+        """A batch is saved, or stays marked because of `error`."""
+        if error is not None:
+            self._unsaved_nodes.update(node.node for node in batch.nodes)
+            self._unsaved_nodes.update(batch.forgotten)
+            self._unsaved_leases.update(lease.lease for lease in batch.leases)
             if not self.fails:
                 log.warning("no lease can be granted: %s", error)
             self.fails = True
-            raise
-        for node in forgotten:
-            del self._nodes[node]
-        self._unsaved_nodes.clear()
-        self._unsaved_leases.clear()
+            return
+        for node in batch.forgotten:
+            if node not in self._ledger.names:  # it has not joined again meanwhile
+                self._nodes.pop(node, None)
         if self.fails:
             log.warning("the store saves again")
         self.fails = False
 
-    def save_soon(self) -> bool:
-        """Save all that is marked, now or, where the store fails, with a later call."""
-        try:
-            self.save()
-        except SystemCallError:  # save has logged it, and nobody waits for this
-            return False
-        return True
+    def save(self) -> None:
+        """Save all that is marked, with one commit, while no batch is under way.
 
-    def housekeep(self) -> None:
-        """Save, and keep no more ended leases than the ledger does; for once a second."""
-        if self.save_soon():
-            with suppress(SystemCallError):  # a disk as full as that has time until the next
-                self._store.prune(ENDED_MAX)
+        Raises:
+            SystemCallError: the store took nothing; all stays marked.
+        """
+        batch = self.begin()
+        if batch is None:
+            return
+        try:
+            self.write(batch)
+        except SystemCallError as error:
+            self.finish(batch, error)
+            raise
+        self.finish(batch, None)
+
+    def prune(self) -> None:
+        """Keep no more ended leases than the ledger does; may run in another thread."""
+        with suppress(SystemCallError):  # a disk as full as that has time until the next
+            self._store.prune(ENDED_MAX)
 
 
 def _record(lease: Lease, since_1970_s: float) -> LeaseRecord:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import sqlite3
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
@@ -20,6 +21,7 @@ import msgspec
 
 from rfaas.core.lease import LIVE
 from rfaas.errors import ConfigError, RfaasError, SystemCallError
+from rfaas.failpoints import reach
 from rfaas.paths import ensure_private_dir
 from rfaas.proto.messages import Usage
 from rfaas.store import LeaseRecord, NodeRecord, Stored, schema
@@ -42,7 +44,7 @@ _SAVE_LEASE = _upsert("leases", _LEASE_FIELDS + _USAGE_FIELDS)
 
 
 class SqliteStore:
-    """A `Store`; `path` may be ":memory:"."""
+    """A `Store`; `path` may be ":memory:".  Usable from several threads, one at a time."""
 
     def __init__(self, path: str, synchronous: Literal["normal", "full"] = "normal") -> None:
         """Open or create the file.
@@ -52,10 +54,13 @@ class SqliteStore:
             SystemCallError: it cannot be opened or written, or is in use.
         """
         self._path = path
+        self._turn = threading.RLock()  # one transaction at a time, whichever thread begins it
         if path != MEMORY:
             _create_private(path)
         with self._explained("open"):
-            self._connection = sqlite3.connect(path, timeout=0, isolation_level=None)
+            self._connection = sqlite3.connect(
+                path, timeout=0, isolation_level=None, check_same_thread=False
+            )
         try:
             with self._explained("open"):
                 self._connection.execute("PRAGMA locking_mode = EXCLUSIVE")
@@ -86,7 +91,7 @@ class SqliteStore:
         leases: Sequence[LeaseRecord] = (),
         forgotten: Sequence[str] = (),
     ) -> None:
-        with self._explained("write"), self._transaction():
+        with self._explained("write"), self._transaction("store"):
             self._connection.executemany(
                 "DELETE FROM nodes WHERE node = ?", ((node,) for node in forgotten)
             )
@@ -110,7 +115,8 @@ class SqliteStore:
             )
 
     def close(self) -> None:
-        self._connection.close()
+        with self._turn:
+            self._connection.close()
 
     # Private
 
@@ -142,11 +148,14 @@ class SqliteStore:
         return int(value)
 
     @contextmanager
-    def _transaction(self) -> Iterator[None]:
+    def _transaction(self, failpoints: str = "") -> Iterator[None]:
         self._connection.execute("BEGIN IMMEDIATE")
         try:
+            reach(f"{failpoints}.begun")
             yield
+            reach(f"{failpoints}.written")
             self._connection.execute("COMMIT")
+            reach(f"{failpoints}.committed")
         except BaseException:
             if self._connection.in_transaction:  # a full disk may have ended it
                 self._connection.execute("ROLLBACK")
@@ -155,7 +164,8 @@ class SqliteStore:
     @contextmanager
     def _explained(self, verb: str) -> Iterator[None]:
         try:
-            yield
+            with self._turn:
+                yield
         except sqlite3.Error as error:
             raise _explanation(self._path, verb, error) from None
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from rfaas.bench import leases
+
 RFAAS = Path(__file__).resolve().parents[2] / "rfaas.py"
 STATS = {"min", "median", "p99"}
 
@@ -50,6 +52,23 @@ def test_throughput() -> None:
     assert found["inflight"] == 3
     assert isinstance(found["calls_per_s"], dict)
     assert set(found["calls_per_s"]) == {"native", "python", "python_submit"}
+
+
+def test_leases() -> None:
+    found = report("leases", "--clients", "4", "--nodes", "2", "--calls", "40")
+    assert (found["clients"], found["nodes"], found["pairs"]) == (4, 2, 40)
+    for key in ("pairs_per_s", "p50_ms", "p99_ms", "pair_p99_ms", "idle_grant_ms"):
+        figure = found[key]
+        assert isinstance(figure, float | int)
+        assert figure > 0
+
+
+def test_the_ledger_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "GRANTS_MAX", 200)
+    rows = leases.ledger((1, 20))["nodes"]
+    assert isinstance(rows, list)
+    assert [(row["nodes"], row["grants"]) for row in rows] == [(1, 64), (20, 200)]
+    assert all(row["grants_per_s"] > 0 for row in rows)
 
 
 def test_table() -> None:

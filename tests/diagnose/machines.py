@@ -66,7 +66,7 @@ NODE = Facts(
     is_clock_synchronised=True,
     cgroup=Cgroup(
         kind="v2",
-        controllers=["cpu", "memory", "pids"],
+        controllers=["cpu", "cpuset", "memory", "pids"],
         writable=["/sys/fs/cgroup/user.slice"],
         has_kill=True,
     ),

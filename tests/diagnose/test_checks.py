@@ -74,7 +74,9 @@ def test_facts_are_kept_as_json() -> None:
             *({"programs": {"crun": "x", "skopeo": "x"}, "cgroup": HYBRID}, "containers", ()),
             *("refuses hybrid", "apt-get install runc"),
         ),
-        ({"cgroup": Cgroup(kind="none")}, "cgroups", (), "none mounted", "Delegate=yes"),
+        ({"cgroup": Cgroup(kind="none")}, "cgroups", ("sandbox",), "none mounted", "Delegate=yes"),
+        ({"open_files_hard": 20}, "open files", USES, "at most 20: enough for 0", "ulimit -Hn"),
+        ({"open_files_hard": 64}, "open files", (), "enough for 5 workers", "LimitNOFILE"),
         ({"pyverbs": ""}, "pyverbs", (), "unknown", "python3-pyverbs"),
         ({"native_verbs": False}, "transport", ("verbs",), "without", "libibverbs-dev"),
         (
@@ -200,3 +202,12 @@ def test_a_limit_that_does_not_count() -> None:
 def test_a_configuration_without_verbs() -> None:
     wants = msgspec.structs.replace(WANTS, knows_verbs=False)
     assert list(only("transport", NODE, wants).blocks) == ["verbs"]
+
+
+def test_what_a_sandbox_may_lack_blocks_nothing() -> None:
+    wants = msgspec.structs.replace(WANTS, degrade=["landlock", "cgroup"])
+    findings = examine(facts(landlock_abi=0, cgroup=Cgroup(kind="none")), wants)
+    assert not blocked(findings)["sandbox"]
+    said = {finding.check: finding.text for finding in findings}
+    assert said["landlock"].endswith("sandboxes are without")
+    assert said["cgroups"].endswith("sandboxes are without")

@@ -30,6 +30,7 @@ from rfaas.proto.messages import (
     StartWorker,
     StatusReport,
 )
+from rfaas.proto.proof import prove
 from tests.harness.processes import PATIENCE_S, descendants, until, workers_of
 from tests.harness.site import Site
 
@@ -41,7 +42,8 @@ def opened(link: Link, library: bytes) -> StartWorker:
     granted = link.ask(
         RequestLease(client="test", cores=1, memory_bytes=1 << 26, duration_s=60), LeaseGranted
     )
-    link.request(OpenLease(token=granted.token))
+    proof = prove(granted.secret, link.nonce, granted.lease)
+    link.request(OpenLease(token=granted.token, proof=proof))
     sha256 = hashlib.sha256(library).hexdigest()
     whole = SendLibrary(
         lease=granted.lease, sha256=sha256, size_bytes=len(library), offset=0, data=library

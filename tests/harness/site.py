@@ -30,6 +30,7 @@ SETTINGS: Mapping[str, object] = {
     "lane.hot_timeout_ms": 1,
     "lane.slot_bytes": 65536,
     "lease.memory": "64MiB",
+    "sandbox.pool": 0,  # what waits there is in the way of tests that look for processes
     "lease.isolation": "process",  # test functions speak to tests by files; tests/e2e/test_hostile
 }
 
@@ -134,6 +135,20 @@ class Site:
             env=self.environ | environ,
             cwd=self.path,
             input=stdin,
+            capture_output=True,
+            timeout=PATIENCE_S,
+            check=False,
+        )
+
+    def run_under(
+        self, prefix: Sequence[str], *arguments: str | Path
+    ) -> subprocess.CompletedProcess[bytes]:
+        """The same, run by a command of the system: unshare(1), say."""
+        return subprocess.run(
+            [*prefix, RFAAS, *map(str, arguments)],
+            env=self.environ,
+            cwd=self.path,
+            stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=PATIENCE_S,
             check=False,

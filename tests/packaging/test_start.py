@@ -18,6 +18,7 @@ HELP_MODULES_MAX = 45
 CALL_MODULES_MAX = 120
 NEVER_FOR_HELP = {"msgspec", "msgpack", "socket", "logging", "asyncio", "subprocess", "typing"}
 NEVER_FOR_CALL = {"asyncio", "logging", "sqlite3", "ssl", "tomllib", "ctypes", "json", "http"}
+NEVER_FOR_CALL |= {"argparse", "decimal", "textwrap", "traceback", "uuid"}
 
 
 def modules(copy: Copy, *arguments: str) -> set[str]:

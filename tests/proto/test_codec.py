@@ -16,6 +16,7 @@ from rfaas.proto import messages, worker_messages
 from rfaas.proto.codec import LENGTH, Framer, decode, encode, names_page
 from rfaas.proto.messages import (
     FRAME_BYTES_MAX,
+    PROTOCOL_VERSION,
     Beat,
     Done,
     Error,
@@ -33,7 +34,7 @@ KINDS = sorted(Message.__subclasses__(), key=lambda kind: kind.__name__)
 ITEMS_MAX = 3  # of a tuple or map: what is longer is tested by name below
 
 
-def strategy(kind: Any) -> st.SearchStrategy[Any]:  # noqa: C901, PLR0911 - a table of types
+def strategy(kind: Any) -> st.SearchStrategy[Any]:  # noqa: C901, PLR0911, PLR0912 - a table
     """Values of a type, from what its annotations allow."""
     match kind:
         case mi.BoolType():
@@ -58,6 +59,8 @@ def strategy(kind: Any) -> st.SearchStrategy[Any]:  # noqa: C901, PLR0911 - a ta
         case mi.DictType():
             pair = (strategy(kind.key_type), strategy(kind.value_type))
             return st.dictionaries(*pair, max_size=ITEMS_MAX)
+        case mi.LiteralType():
+            return st.sampled_from(kind.values)
         case mi.UnionType():
             return st.one_of([strategy(one) for one in kind.types])
         case mi.Metadata():
@@ -79,7 +82,7 @@ def fields_of(message: Message) -> dict[str, Any]:
     return fields
 
 
-HELLO = Hello(id=7, version=1, role="client", name="me")
+HELLO = Hello(id=7, version=PROTOCOL_VERSION, role="client", name="me")
 REQUEST = RequestLease(client="me", cores=2, memory_bytes=10, duration_s=1.5)
 
 

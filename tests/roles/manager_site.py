@@ -19,6 +19,7 @@ from rfaas.errors import (
 )
 from rfaas.proto import messages
 from rfaas.proto.messages import PROTOCOL_VERSION, Message, Usage
+from rfaas.proto.proof import prove
 from rfaas.roles import resource_manager
 
 GIB = 1 << 30
@@ -31,8 +32,9 @@ Kind = TypeVar("Kind", bound=Message)
 class Caller:
     """One end of a link: asks, and keeps the notices that come in between."""
 
-    def __init__(self, link: AsyncLink) -> None:
+    def __init__(self, link: AsyncLink, secrets: dict[str, bytes]) -> None:
         self.link = link
+        self.secrets = secrets  # of leases, by id
         self.notices: deque[Message] = deque()
         self.asked = 0
 
@@ -57,20 +59,27 @@ class Caller:
         assert message is not None, "the manager ended the link"
         return message
 
-    async def request(self, cores: int = 1, duration_s: float = 60.0) -> messages.LeaseGranted:
-        return await self.ask(
-            messages.RequestLease(
-                client="tester", cores=cores, memory_bytes=GIB, duration_s=duration_s
-            ),
-            messages.LeaseGranted,
-        )
+    async def request(
+        self, cores: int | str = 1, duration_s: float = 60.0, **more: object
+    ) -> messages.LeaseGranted:
+        fields = {"client": "tester", "memory_bytes": GIB, "duration_s": duration_s} | more
+        asked = messages.RequestLease(cores=cores, **fields)  # type: ignore[arg-type]
+        granted = await self.ask(asked, messages.LeaseGranted)
+        self.secrets[granted.lease] = granted.secret
+        self.secrets.update((one.lease, one.secret) for one in granted.rest)
+        return granted
+
+    def proof(self, lease: str) -> bytes:
+        """As the client of a lease gives it on this link; of another's lease a wrong one."""
+        return prove(self.secrets.get(lease, b"guessed"), self.link.nonce, lease)
 
     async def renew(self, lease: str, duration_s: float = 60.0) -> messages.LeaseGranted:
-        asked = messages.RenewLease(lease=lease, duration_s=duration_s)
+        asked = messages.RenewLease(lease=lease, duration_s=duration_s, proof=self.proof(lease))
         return await self.ask(asked, messages.LeaseGranted)
 
     async def release(self, lease: str) -> None:
-        await self.ask(messages.ReleaseLease(lease=lease), messages.Done)
+        asked = messages.ReleaseLease(lease=lease, proof=self.proof(lease))
+        await self.ask(asked, messages.Done)
 
     async def nodes(self) -> dict[str, tuple[str, int]]:
         """State and free cores of each node."""
@@ -117,6 +126,7 @@ class Site:
         self.clock = ManualClock()
         self.heartbeat_s = 10.0
         self.lines: list[str] = []
+        self.secrets: dict[str, bytes] = {}  # what one client program knows, over all its links
         self._callers: list[Caller] = []
 
     def config(self) -> ResourceManagerConfig:
@@ -152,7 +162,7 @@ class Site:
 
     async def caller(self, role: str = "client") -> Caller:
         hello = messages.Hello(version=PROTOCOL_VERSION, role=role, name=f"some-{role}")
-        caller = Caller(await connect(self.address, hello))
+        caller = Caller(await connect(self.address, hello), self.secrets)
         self._callers.append(caller)
         return caller
 

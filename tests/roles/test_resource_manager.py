@@ -120,6 +120,9 @@ def test_a_store_that_fails_refuses_grants_and_nothing_else(
                 with pytest.raises(SystemCallError, match="the disk is full"):
                     await client.request()
                 assert await client.nodes() == {"n1": ("up", 3)}
+                taken_back = await executor.notice()
+                assert isinstance(taken_back, RevokeLease)
+                assert taken_back.cause == "revoked"
                 await client.release(old.lease)
                 assert await executor.notice() == RevokeLease(lease=old.lease, cause="released")
             new = await client.request()
@@ -326,6 +329,8 @@ def test_ready_and_status(site: Site) -> None:
                 "cores free": 1,
                 "leases live": 1,
                 "leases granted": 1,
+                "requests waiting": 0,
+                "proofs refused": 0,
                 "store": site.store,
                 "store state": "saves",
             }
