@@ -66,7 +66,8 @@ def run(config: Config, output: str) -> int:
                 _Role(private, "executor", "--resource-manager", manager.address)
             )
         client = replace(config.client, resource_manager=manager.address, executor="")
-        with Session(replace(config, client=client)) as session:
+        lease = replace(config.lease, isolation=_isolation(config, executor.address))
+        with Session(replace(config, client=client, lease=lease)) as session:
             small = _use(session, steps, output)
             print()
             for line in _shown(small):
@@ -78,6 +79,20 @@ def run(config: Config, output: str) -> int:
             manager.close()
     print("\n" + "\n".join(_table(*results)) + "\n\n" + _next(output))
     return 0
+
+
+def _isolation(config: Config, executor: str) -> str:
+    """The level to lease: the configured one, but for what the default is where it cannot be held.
+
+    What runs are this program's own functions.
+    """
+    client = replace(config.client, resource_manager="", executor=executor)
+    with Session(replace(config, client=client)) as session:
+        offered = str(session.status().facts["isolation"])
+    if config.lease.isolation != "default" or "sandbox" in offered:
+        return config.lease.isolation
+    print("    (this machine cannot hold a sandbox: `rfaas doctor` says why)", flush=True)
+    return "process"
 
 
 def _use(session: Session, steps: _Steps, output: str) -> picture.Picture:
