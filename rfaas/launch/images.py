@@ -8,9 +8,12 @@ tree by `launch/unpack.py`, and made read-only by who runs it.
 from __future__ import annotations
 
 import asyncio
+import importlib.util
+import marshal
 import os
 import secrets
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
@@ -35,6 +38,12 @@ ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}  # uname(2) -> OCI (GOAR
 WORDS_MAX = 16  # of what a command said last
 LINE_MAX = 4000
 FETCHES_MAX = 4  # at once: each is a process and a disk's bandwidth
+
+# launch/unpack.py, which needs the standard library alone, in a process of its own
+UNPACK = (
+    "import marshal, sys; found = {'__name__': 'unpack'}; "
+    "exec(marshal.load(open(sys.argv[1], 'rb')), found); sys.exit(found['main'](sys.argv[2:]))"
+)
 
 Say = Callable[[str], None]
 
@@ -127,6 +136,7 @@ class Images:
             say(f"unpacking {image.name}")
             await self._unpack(image, layout, f"{new}/tree")
             shutil.rmtree(f"{new}/layout", ignore_errors=True)
+            os.unlink(f"{new}/tree.code")
             os.chmod(new, 0o755)
             os.rename(new, root)
         except OSError as error:
@@ -160,12 +170,11 @@ class Images:
 
     async def _unpack(self, image: Image, layout: str, tree: str) -> None:
         """In a process of its own: what is unpacked comes from strangers."""
-        from rfaas.launch import local
-
         wanted = ARCHITECTURES.get(os.uname().machine, os.uname().machine)
         digest = image.digest if image.is_layout else ""  # skopeo has checked what it fetched
-        code = "from rfaas.launch.unpack import main; sys.exit(main(sys.argv[1:]))"
-        command = local.python(code, layout, tree, wanted, digest)
+        code = f"{tree}.code"  # as a file: what runs it need not find this program's modules
+        _write_unpacker(code)
+        command = [sys.executable, "-I", "-S", "-c", UNPACK, code, layout, tree, wanted, digest]
         status, lines = await self._run(command, None)
         if status:
             text = lines[-1] if lines else f"unpacking ended with status {status}"
@@ -221,6 +230,17 @@ class Images:
                     say(line[:LINE_MAX])
         if rest.strip():
             lines.append(rest.decode("utf-8", "replace").strip())
+
+
+def _write_unpacker(path: str) -> None:
+    """The code of launch/unpack.py, from wherever this program's modules come."""
+    name = "rfaas.launch.unpack"
+    found = importlib.util.find_spec(name)
+    code = getattr(found.loader, "get_code", None) if found is not None else None
+    if code is None:
+        raise SystemCallError(f"{name} cannot be found")
+    with open(path, "wb") as file:
+        marshal.dump(code(name), file)
 
 
 def _text(value: object) -> str:
