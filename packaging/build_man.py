@@ -83,7 +83,16 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     "nodes": (("Free cores, for a program to read:", "rfaas nodes --json"),),
     "logs": (("What the functions of a lease have printed:", "rfaas logs 7f3a9c0d"),),
     "leases": (("Those that ended lately, too:", "rfaas leases --all"),),
+    "bills": (
+        (
+            "What clients used in a week, for a spreadsheet:",
+            "rfaas bills --since 7d --by client --csv",
+        ),
+        ("What one client used today, as JSON:", "rfaas bills --client alice@login1:4711 --json"),
+    ),
+    "events": (("What happens, as it does:", "rfaas events --last 20 --watch"),),
     "status": (("How the resource manager is:", "rfaas status"),),
+    "top": (("The cluster, live:", "rfaas top"), ("Once, for a mail:", "rfaas top --once --plain")),
     "devices": (("RDMA devices, ready for the configuration:", "rfaas devices --toml"),),
     "doctor": (("Whether RDMA can work here:", "rfaas doctor --need verbs"),),
     "bench": (

@@ -54,13 +54,14 @@ os.execv(sys.executable, [sys.executable, "-I", "-S", "-c", {RUN!r}, file] + sys
 PACKAGE, MODULE, NATIVE, DATA = range(4)  # boot/finder.py
 COLD = 4  # likewise
 # What every `rfaas call`, and every role up to its main, imports: tests/packaging/test_start.py
-# holds this to it.  Also hot is all that lies in rfaas/ itself.
+# holds this to it.  msgpack's native part is deflated for its size: 0.6 ms for half a megabyte.
+# Also hot is all that lies in rfaas/ itself.
 HOT = re.compile(
     r"""rfaas-(boot|cache) | rfaas(\.\w+)? | rfaas\.(client|roles\.client)(\..+)?
     | rfaas\.control\.(carrier|ends|link|sockets) | rfaas\.launch\.(embedded|local|service|zygote)
     | rfaas\.native\._(calls|window) | rfaas\.proto\.(codec|messages|proof|wire|worker_messages)
     | rfaas\.transport\.(ring|shm)
-    | msgpack(\..+)? | msgspec(\.(_core|_utils|json|msgpack|structs|_version))?""",
+    | msgpack(\.(exceptions|ext))? | msgspec(\.(_core|_utils|json|msgpack|structs|_version))?""",
     re.VERBOSE,
 )
 PYC_HEADER_BYTES = 16  # PEP 552

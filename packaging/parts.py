@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import zipfile
@@ -38,6 +39,8 @@ Version: {version}
 Summary: Python bindings for rdma-core
 License-Expression: GPL-2.0-only OR Linux-OpenIB
 """
+PT_LOAD, PT_DYNAMIC = 1, 2  # elf(5)
+DT_NEEDED, DT_STRTAB = 1, 5
 PLATFORMS = ("manylinux2014_x86_64", "manylinux_2_17_x86_64", "manylinux_2_28_x86_64")
 DROPPED = ("fallback.py", "_cmsgpack.c")  # msgpack's own, in Python, for Pythons without the other
 LICENCE_NAME = re.compile("licen[cs]e|copying|copyright|notice|author", re.IGNORECASE)
@@ -229,8 +232,34 @@ def _pyverbs(python: Python) -> Path | None:
     info.joinpath("METADATA").write_text(PYVERBS_METADATA.format(version=version))
     shutil.copy("/usr/share/doc/python3-pyverbs/copyright", info / "copyright")
     strip(new)
+    for file in (new / "pyverbs").glob("*.so"):
+        file.write_bytes(_without_libpython(file.read_bytes()))
     new.rename(folder)
     return folder
+
+
+def _without_libpython(data: bytes) -> bytes:
+    """An ELF file less its need of libpython, which Debian's own Python does without."""
+    programs, entry_bytes, count = (
+        *struct.unpack_from("<Q", data, 32),  # elf(5): e_phoff, e_phentsize, e_phnum
+        *struct.unpack_from("<HH", data, 54),
+    )
+    segments = [
+        struct.unpack_from("<IIQQQQQQ", data, programs + n * entry_bytes) for n in range(count)
+    ]
+    (dynamic,) = (one for one in segments if one[0] == PT_DYNAMIC)
+    start, size = dynamic[2], dynamic[5]
+    entries = [struct.unpack_from("<QQ", data, at) for at in range(start, start + size, 16)]
+    (strings,) = (value for tag, value in entries if tag == DT_STRTAB)
+    (base,) = (p[2] - p[3] for p in segments if p[0] == PT_LOAD and 0 <= strings - p[3] < p[5])
+    kept = [
+        (tag, value)
+        for tag, value in entries
+        if tag != DT_NEEDED or not data.startswith(b"libpython", base + strings + value)
+    ]
+    kept += [(0, 0)] * (len(entries) - len(kept))  # DT_NULL
+    table = b"".join(struct.pack("<QQ", *entry) for entry in kept)
+    return data[:start] + table + data[start + size :]
 
 
 def _pinned(name: str) -> str:

@@ -110,6 +110,10 @@ def _dispatch_configured(options: argparse.Namespace) -> int:
             from rfaas.diagnose import command as diagnosis
 
             return diagnosis.run_doctor(loaded.config, options)
+        case "nodes" | "leases" | "bills" | "events" | "status" | "top" | "logs":
+            from rfaas.admin import tables
+
+            return tables.run(loaded.config, options)
     from rfaas.roles import client
 
     return client.run(loaded.config, options)

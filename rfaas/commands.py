@@ -80,16 +80,7 @@ def build_parser(only: str = "") -> argparse.ArgumentParser:
         _add_call(commands)
     if only:
         return parser
-    for name, about in (
-        ("nodes", "list the nodes and their free cores"),
-        ("leases", "list the leases that are live"),
-        ("status", "tell the state of the resource manager"),
-    ):
-        command = commands.add_parser(name, help=about, description=about.capitalize() + ".")
-        command.add_argument("--json", action="store_true", help="print JSON, one object a line")
-        if name == "leases":
-            command.add_argument("--all", action="store_true", help="also those that ended lately")
-        _add_common(command, CLIENT_FLAGS)
+    _add_reports(commands)
     logs = commands.add_parser(
         "logs",
         help="print what the functions of a lease have written",
@@ -152,6 +143,51 @@ def _add_call(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     )
     call.add_argument("--stats", action="store_true", help="say on stderr how long it took")
     _add_common(call, (*CLIENT_FLAGS, *LEASE_FLAGS))
+
+
+def _add_reports(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    for name, about in (
+        ("nodes", "list the nodes and their free cores"),
+        ("leases", "list the leases that are live"),
+        ("bills", "list what leases have used, by day"),
+        ("events", "list what happened to nodes and leases"),
+        ("status", "tell the state of the resource manager"),
+        ("top", "watch nodes, leases and calls"),
+    ):
+        command = commands.add_parser(name, help=about, description=about.capitalize() + ".")
+        command.add_argument("--json", action="store_true", help="print JSON, one object a line")
+        if name != "top":
+            command.add_argument(
+                "--watch",
+                nargs="?",
+                type=float,
+                const=1.0,
+                metavar="S",
+                help="print it again every S seconds (1), until interrupted",
+            )
+        if name == "leases":
+            command.add_argument("--all", action="store_true", help="also those that ended lately")
+        if name == "bills":
+            _add_bills(command)
+        if name == "events":
+            command.add_argument(
+                "--last", type=int, default=100, metavar="N", help="so many of the last (100)"
+            )
+        if name == "top":
+            command.add_argument("--once", action="store_true", help="one picture, then end")
+            command.add_argument("--plain", action="store_true", help="no colours, no rich")
+        _add_common(command, CLIENT_FLAGS)
+
+
+def _add_bills(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--csv", action="store_true", help="print CSV, with a line of names")
+    command.add_argument("--client", default="", metavar="C", help="of this client alone")
+    day = "2026-11-23, today, yesterday, or 7d for a week ago"
+    command.add_argument("--since", default="today", metavar="D", help=f"first day: {day} (today)")
+    command.add_argument("--until", default="", metavar="D", help="last day (today), both in UTC")
+    command.add_argument(
+        "--by", default="", choices=("lease", "client", "day"), help="sum them up so"
+    )
 
 
 def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

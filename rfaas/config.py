@@ -38,6 +38,8 @@ _TEN_YEARS_S = 10 * 365 * 86400  # as in proto/messages.py
 Size = Annotated[int, Meta(ge=1, le=2**60, extra={"form": "size"})]
 SlotBytes = Annotated[int, Meta(ge=1, le=wire.SLOT_BYTES_MAX, extra={"form": "size"})]
 Address = Annotated[str, Meta(extra={"form": "address"})]
+HostPort = Annotated[str, Meta(extra={"form": "host-port"})]
+Price = Annotated[float, Meta(ge=0, le=1e9)]
 Path = Annotated[str, Meta(max_length=4095, pattern=r"^[^\x00]*$")]  # 4096: PATH_MAX, limits.h
 Name = Annotated[
     str,
@@ -176,6 +178,25 @@ class RdmaConfig(Section, frozen=True):
     device: Name = ""
 
 
+class HttpConfig(Section, frozen=True):
+    """`[http]`: the resource manager's page, API and metrics."""
+
+    address: HostPort | Literal["none"] = "127.0.0.1:7470"
+    keys: Path = ""
+    certificate: Path = ""
+    certificate_key: Path = ""
+
+
+class PricesConfig(Section, frozen=True):
+    """`[prices]`: what a bill costs."""
+
+    currency: Name = ""
+    allocated_core_hour: Price = 0.0
+    polling_core_hour: Price = 0.0
+    executing_core_hour: Price = 0.0
+    million_calls: Price = 0.0
+
+
 class LogConfig(Section, frozen=True):
     """`[log]`: how much every role says on stderr."""
 
@@ -193,6 +214,8 @@ class Config(Section, frozen=True):
     container: ContainerConfig = ContainerConfig()
     lane: LaneConfig = LaneConfig()
     rdma: RdmaConfig = RdmaConfig()
+    http: HttpConfig = HttpConfig()
+    prices: PricesConfig = PricesConfig()
     log: LogConfig = LogConfig()
 
 
@@ -320,5 +343,6 @@ def _filled(config: Config, environ: Mapping[str, str], host: str) -> Config:
             resource_manager=executor.resource_manager or address,
         ),
         container=replace(container, store=container.store or f"{state_dir(environ)}/images"),
+        http=replace(config.http, keys=config.http.keys or f"{state_dir(environ)}/http-keys"),
         client=replace(client, name=client.name or f"{user}@{host}:{os.getpid()}"),
     )

@@ -228,13 +228,15 @@ def checked(given: Given, declared: Declared) -> object:
     except msgspec.ValidationError:
         text, hint = config_text.fault(key, value)
         raise ConfigError(f"{given.where}: {text}", hint=hint) from None
-    if key.form == "address" and isinstance(value, str) and value not in ("", *key.words):
+    is_address = key.form in ("address", "host-port")
+    if is_address and isinstance(value, str) and value not in ("", *key.words):
         from rfaas import addresses
 
         try:
             # Whom to ask must be somebody; where to listen may be left open.
             listens = given.key == "address"
-            (addresses.parse if listens else addresses.reachable)(value)
+            scheme = "tcp:" if key.form == "host-port" else ""
+            (addresses.parse if listens else addresses.reachable)(scheme + value)
         except ConfigError as error:
             raise ConfigError(f"{given.where}: {error.text}", hint=error.hint) from None
     return value

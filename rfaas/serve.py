@@ -110,7 +110,15 @@ async def _serve(
 
         manager = config.resource_manager
         _ensure_place(manager.address)
-        managing = resource_manager.run(manager, clock, ready, stop_manager, config.rdma.device)
+        managing = resource_manager.run(
+            manager,
+            clock,
+            ready,
+            stop_manager,
+            config.rdma.device,
+            config.http,
+            config.prices,
+        )
         roles.append(loop.create_task(managing))
     if nursery is not None:
         from rfaas.launch import node

@@ -21,6 +21,7 @@ PACKAGE, MODULE, NATIVE, DATA = range(4)
 COLD = 4  # beside PACKAGE, MODULE or NATIVE: a deflated member of its own
 PYC_HEADER_BYTES = 16  # PEP 552
 EX_UNAVAILABLE = 69
+LACKS_LIBRARY = ": cannot open shared object file"  # dlerror(3), after the library's name
 # New objects between collections.  What a start makes stays; to look at it every 700 objects,
 # as Python does, takes 5 % of it.
 GC_THRESHOLD = 20_000
@@ -86,6 +87,8 @@ class Importer:
         except DamagedFileError:
             raise
         except (OSError, ImportError, AttributeError) as error:
+            if LACKS_LIBRARY in str(error) and not str(error).startswith("/"):
+                raise  # one that it is linked to, such as libibverbs: no other place helps
             # No /proc, memory files or mapping them forbidden, Python without memfd_create.
             return self._from_cache(spec.name, data, error)
 

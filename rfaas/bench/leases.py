@@ -179,6 +179,7 @@ async def _beat(joined: Sequence[tuple[AsyncLink, asyncio.Task[None]]]) -> None:
 async def _pairs(link: AsyncLink, count: int, grants: array[float], whole: array[float]) -> None:
     """Request and release, `count` times; seconds of each grant, and of each pair."""
     wanted = m.RequestLease(
+        isolation="process",
         client=f"bench@{os.uname().nodename}:1"[:255],
         cores=1,
         memory_bytes=MEMORY_BYTES,

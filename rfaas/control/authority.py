@@ -56,6 +56,7 @@ from rfaas.proto.messages import (
 from rfaas.proto.proof import proves, secret_of
 
 USAGE_PER_BEAT_MAX = 256  # as messages.Beat
+USAGE_S = 0.4  # the longest that usage waits to be told, so that bills are a second old at most
 LEASE_DURATION_MAX_S = 86400.0
 TURN_S = 0.1  # between two looks at who waits for cores of an executor that grants by itself
 LOOPBACK = ("", "127.0.0.1", "::1")  # of no use to clients elsewhere
@@ -185,6 +186,9 @@ class ManagerAuthority:
 
     While it is away, leases that were granted are served on.
 
+    Attributes:
+        crashes: how many workers died of themselves so far, by cause; its owner counts.
+
     Args:
         usage: what each lease here has used so far.
         device: over RDMA, the one to connect from; "": the one that the route leads over.
@@ -205,6 +209,7 @@ class ManagerAuthority:
         self._clock = clock
         self._usage = usage
         self._told = told
+        self.crashes: dict[str, int] = {}
         self._keys: tuple[bytes, ...] = ()  # of this join and the one before
         self._link: AsyncLink | None = None
         self._unsent: deque[LeaseEnded] = deque(maxlen=UNSENT_MAX)  # while the manager is away
@@ -301,13 +306,20 @@ class ManagerAuthority:
             beats.cancel()
 
     async def _beat(self, link: AsyncLink, heartbeat_s: float) -> None:
+        beat_s = silent_s = min(heartbeat_s, USAGE_S)
         while True:
-            await asyncio.sleep(heartbeat_s)
+            await asyncio.sleep(beat_s)
             usage = list(self._usage().items())
+            if not usage and silent_s + beat_s / 2 < heartbeat_s:  # nothing to bill, nothing due
+                silent_s += beat_s
+                continue
+            silent_s = beat_s
             try:
                 for start in range(0, len(usage) or 1, USAGE_PER_BEAT_MAX):
                     part = dict(usage[start : start + USAGE_PER_BEAT_MAX])
-                    link.send(Beat(id=1, node=self._node.node, usage=part))
+                    link.send(
+                        Beat(id=1, node=self._node.node, usage=part, crashes=dict(self.crashes))
+                    )
             except PeerLostError:
                 return
 

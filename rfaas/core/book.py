@@ -11,6 +11,7 @@ import math
 from collections import deque
 from collections.abc import Collection, KeysView, Mapping
 from heapq import heapify, heappop, heappush
+from typing import NamedTuple
 
 from rfaas.core.lease import LIVE, Ended, Lease
 from rfaas.core.placement import Index, Node
@@ -22,6 +23,15 @@ MEMORY_BYTES_MAX = 2**60
 NODES_MAX = 16384  # joining past it makes the node go that has been lost longest
 ENDED_MAX = 4096  # ended leases kept for display; the oldest go first
 STALE_MAX = 4096  # deadlines of leases that have ended, before they are swept
+
+
+class Totals(NamedTuple):
+    """The state of all nodes in a few numbers; a lost one's cores are nobody's."""
+
+    cores: int
+    cores_free: int
+    up: int
+    lost: int
 
 
 class Book:
@@ -261,6 +271,32 @@ class Book:
         shown = self._live | self._ended if all else self._live
         ids = sorted(lease for lease in shown if lease > after)[:most]
         return [shown[lease].report(now_s) for lease in ids]
+
+    def node_report(self, node: str, now_s: float) -> NodeReport:
+        """One node.
+
+        Raises:
+            UnavailableError: there is no such node.
+        """
+        known = self._nodes.get(node)
+        if known is None:
+            raise UnavailableError(f"node {node} is unknown", hint="`rfaas nodes` lists them")
+        return known.report(now_s)
+
+    def totals(self) -> Totals:
+        """All nodes in a few numbers."""
+        here = [node for node in self._nodes.values() if node.state == "up"]
+        return Totals(
+            cores=sum(node.cores for node in here),
+            cores_free=sum(node.cores_free for node in here),
+            up=len(here),
+            lost=len(self._nodes) - len(here),
+        )
+
+    def lease_states(self) -> dict[str, int]:
+        """How many leases there are that have not ended, by state."""
+        ending = sum(bool(lease.ending) for lease in self._live.values())
+        return {LIVE: len(self._live) - ending, "terminating": ending}
 
     # Private
 

@@ -343,7 +343,8 @@ def atomics(facts: Facts, wants: Wants) -> Iterator[Finding]:
         if device.limits and device.limits.atomics == "none":
             yield Finding(
                 check="atomics",
-                text=f"{device.name} has none: accounting goes by messages instead",
+                text=f"{device.name} has none: workers cannot add their counts to the executor's "
+                "memory by FETCH_AND_ADD; it reads them from a page it shares with each instead",
                 is_hint=True,
             )
         elif device.limits:

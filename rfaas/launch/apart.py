@@ -51,7 +51,7 @@ class WorkerApart(WorkerProcess):
         self._partners = partners
         self._feeder = EndpointProcess()
         self._worker_death: WorkerDied | None = None
-        self._is_dead = False
+        self._is_over = False
         self._died: Callable[[WorkerDied | None], None] = lambda _: None
 
     async def start(
@@ -72,10 +72,11 @@ class WorkerApart(WorkerProcess):
             hot_timeout_ms=task.hot_timeout_ms,
             host=task.host,
             shares=shares,
+            counts=task.counts,
         )
         # On one processor both cannot spin: the worker sleeps at once, its endpoint is hot.
         hot_timeout_ms = 0 if shares else task.hot_timeout_ms
-        alone = replace(task, transport="shm", host="", hot_timeout_ms=hot_timeout_ms)
+        alone = replace(task, transport="shm", host="", counts=None, hot_timeout_ms=hot_timeout_ms)
         fds = [self.rings_fd, self._account_fd]
         feeding = asyncio.get_running_loop().create_task(
             self._feeder.start(zygote, serve, fds, lambda death: self._feeder_died(zygote, death))
@@ -92,13 +93,13 @@ class WorkerApart(WorkerProcess):
                 await feeding
 
     def _worker_died(self, death: WorkerDied | None) -> None:
-        self._worker_death, self._is_dead = death, True
+        self._worker_death, self._is_over = death, True
         self.end_rings()
         self._feeder.finish()
         self._look()
 
     def _feeder_died(self, zygote: Zygote, death: WorkerDied | None) -> None:
-        if not self._is_dead:
+        if not self._is_over:
             self.epitaph = (
                 "the worker was stopped: it answered what it was never asked"
                 if death and death.status == NONSENSE_STATUS << 8
@@ -112,7 +113,7 @@ class WorkerApart(WorkerProcess):
         self._look()
 
     def _look(self) -> None:
-        if self._is_dead and self._feeder.is_gone:
+        if self._is_over and self._feeder.is_gone:
             self._died(self._worker_death)
 
     async def close(self) -> None:

@@ -17,6 +17,7 @@ from rfaas.errors import PeerLostError, RfaasError
 from rfaas.native._worker import die_with_parent
 from rfaas.proto.messages import Error
 from rfaas.proto.worker_messages import RingsServed
+from rfaas.transport.counts import Counts
 from rfaas.transport.endpoint import EndpointLanes
 
 if TYPE_CHECKING:
@@ -33,30 +34,34 @@ def run(link: Link, task: ServeRings) -> int:
         rings_fd, account_fd = link.take_fds()
         try:
             lanes = EndpointLanes(task, rings_fd, account_fd)
+            counts = Counts(task.counts, account_fd, len(task.cpus))
         except RfaasError as error:
             link.send(Error(id=task.id, code=error.code, text=error.text, hint=error.hint))
             return 1
         for fd in (rings_fd, account_fd):
             os.close(fd)
         link.send(RingsServed(id=task.id, endpoint=lanes.endpoint))
-        return _attend(link, lanes)
+        return _attend(link, lanes, counts)
     except PeerLostError:
         return 0
 
 
-def _attend(link: Link, lanes: EndpointLanes) -> int:
+def _attend(link: Link, lanes: EndpointLanes, counts: Counts) -> int:
     poller = select.poll()
     for fd in (link.fileno(), *lanes.filenos()):
         poller.register(fd, select.POLLIN)
     try:
         while True:
-            for fd, _ in poller.poll():
+            for fd, _ in poller.poll(counts.wait_ms):
                 if fd == link.fileno():
                     link.receive()  # nothing more is sent: this raises, at the end
                 elif not _step(lanes):
                     return NONSENSE_STATUS
+            counts.tell()
     finally:
         lanes.stop()  # answers what is in flight
+        counts.tell(last=True)
+        counts.close()
 
 
 def _step(lanes: EndpointLanes) -> bool:

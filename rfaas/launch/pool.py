@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable
 
 from rfaas.clock import Clock
@@ -15,13 +16,14 @@ from rfaas.config import ExecutorConfig
 from rfaas.core.supervisor import Action, Exited, Kill, LeaseOnNode, Over, Supervisor, Worker
 from rfaas.core.tokens import Claims
 from rfaas.errors import CapacityError, LibraryError, LibraryMissingError, RfaasError
+from rfaas.launch.accounts import Accounts
 from rfaas.launch.apart import WorkerApart
 from rfaas.launch.levels import DEFAULT, Levels
 from rfaas.launch.libraries import Libraries
 from rfaas.launch.node import PRIVATE, partners_of
 from rfaas.launch.output import Output, Outputs
 from rfaas.launch.warm import Warm
-from rfaas.launch.workers import WorkerProcess, Zygote, exit_text
+from rfaas.launch.workers import WorkerProcess, Zygote, crash_cause, exit_text
 from rfaas.launch.zygote import Started
 from rfaas.proto.messages import StartWorker, Usage
 from rfaas.proto.worker_messages import (
@@ -65,12 +67,14 @@ class Pool:
         self._clock = clock
         self._supervisor = Supervisor(cpus, config.workers_crashed_max)
         self._partners = partners_of(cpus)
+        self._accounts = Accounts()
         self._node = zygote.node
         self._levels = Levels(zygote.node, {})
         self._zygote = Zygote(zygote.pid, zygote.sock, lost)
         private = config.name == PRIVATE
         self._warm = Warm(zygote.node, self._zygote, clock, aloud=private)
         self._processes: dict[int, WorkerProcess] = {}
+        self.crashes: Counter[str] = Counter()  # workers that died of themselves, by cause
         self._exited = exited
         self._over = over
         self._changed = asyncio.Condition()
@@ -146,6 +150,8 @@ class Pool:
         worker = self._supervisor.start(request.lease)
         process = self._process(worker.number, request, lease, transport)
         self._processes[worker.number] = process
+        if transport == "verbs":
+            process.account = self._accounts.open(host, len(lease.cpus))
         order = SpawnWorker(
             isolation=lease.claims.isolation,
             lease=request.lease,
@@ -169,6 +175,7 @@ class Pool:
             degrade=tuple(self._node.degrade.split()),
             transport=transport,
             host=host,
+            counts=process.account.place if process.account is not None else None,
         )
         try:
             process.spare = await self._warm.take(order)
@@ -270,6 +277,7 @@ class Pool:
         for process in self._processes.values():
             process.end_rings()
             await process.close()
+        self._accounts.close()
         self.libraries.close()
         self.outputs.close()
 
@@ -295,6 +303,8 @@ class Pool:
         self.outputs.end(worker.lease)
         output = self.outputs.tail(worker.lease) or b""
         text = f"the worker died: {exit_text(death, output)}" if death else "its zygote is gone"
+        if worker.state != "stopping":
+            self.crashes[crash_cause(death)] += 1
         text = process.epitaph or text
         log.info("lease %s: worker %d: %s", worker.lease[:8], process.pid, worker.reason or text)
         self._finish(worker, process, text)

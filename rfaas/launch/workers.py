@@ -28,6 +28,7 @@ from rfaas.errors import (
     WorkerCrashedError,
     from_wire,
 )
+from rfaas.launch.accounts import Account
 from rfaas.launch.output import Output
 from rfaas.native._worker import end_ring
 from rfaas.proto import wire
@@ -209,6 +210,7 @@ class WorkerProcess:
         self.endpoint: Endpoint | None = None
         self.steps_ns: dict[str, int] = {}
         self.rings_fd = -1
+        self.account: Account | None = None  # what it tells over RDMA, lent by the pool
         self._account_fd = -1
         self._link: AsyncLink | None = None
         self._death: asyncio.Future[WorkerDied] | None = None
@@ -287,8 +289,14 @@ class WorkerProcess:
         """What its lease has used so far, on top of what earlier workers had."""
         if self._account_fd < 0:
             return usage_of(b"", 0, allocated_ns, carried)
-        page = os.pread(self._account_fd, self.lanes * wire.ACCOUNT_LANE_BYTES, 0)
+        # What was told while it lives; what stands on its page, to the last call, once it is dead.
+        told = self.account.read() if self.account is not None and not self._is_dead else None
+        page = told or os.pread(self._account_fd, self.lanes * wire.ACCOUNT_LANE_BYTES, 0)
         return usage_of(page, self.lanes, allocated_ns, carried, time.monotonic_ns())
+
+    @property
+    def _is_dead(self) -> bool:
+        return self._death is not None and self._death.done()
 
     def end_rings(self) -> None:
         """Tell whoever waits on the rings that nobody serves them any more."""
@@ -300,6 +308,9 @@ class WorkerProcess:
         if self._listening is not None:
             self._listening.cancel()
             await asyncio.gather(self._listening, return_exceptions=True)
+        if self.account is not None:
+            self.account.close()
+            self.account = None
         if self._link is not None:
             await self._link.close()
         for fd in (self.rings_fd, self._account_fd):
@@ -327,3 +338,15 @@ def exit_text(death: WorkerDied, output: bytes = b"") -> str:
     if code == PTHREAD_EXIT_STATUS:
         return "a function called pthread_exit()"
     return f"it ended by itself with exit status {code}{why}"
+
+
+def crash_cause(death: WorkerDied | None) -> str:
+    """The same in one word, of which there are few: for counting."""
+    if death is None:
+        return "zygote"
+    if not os.WIFSIGNALED(death.status):
+        return "exit"
+    try:
+        return signal.Signals(os.WTERMSIG(death.status)).name
+    except ValueError:
+        return "signal"

@@ -398,3 +398,6 @@ cdef class WorkerLanes:
         if self.accounts is not NULL and self.accounts != MAP_FAILED:
             munmap(self.accounts, 64 * self.account_lines)
         free(self.lanes)
+
+
+include "account.pxi"

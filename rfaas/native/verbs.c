@@ -48,6 +48,18 @@ void verbs_explain(verbs_link *link, int patience_ms) {
         verbs_events(link);
 }
 
+/* Two threads may reap, and hand on what they found in either order. */
+static void retire(verbs_link *link, uint64_t id) {
+    uint32_t before = load_relaxed(&link->retired);
+    if (id == PROBE_ID)
+        store_release(&link->probing, 0);
+    else
+        while ((int32_t)((uint32_t)id - before) > 0 &&
+               !__atomic_compare_exchange_n(&link->retired, &before, (uint32_t)id, 1,
+                                            __ATOMIC_RELEASE, __ATOMIC_RELAXED))
+            ;
+}
+
 int verbs_reap(verbs_link *link, int wait) {
     struct ibv_wc done[SIGNALS_PER_QUEUE];
     do {
@@ -60,12 +72,32 @@ int verbs_reap(verbs_link *link, int wait) {
                             (int)done[i].vendor_err);
                 return -1;
             }
-            link->retired = (uint32_t)done[i].wr_id;
+            retire(link, done[i].wr_id);
         }
         if (UNLIKELY(load_acquire(&link->broken)))
             return -1;
-    } while (wait && link->sent + 1 - link->retired > link->send_depth);
+    } while (wait && link->sent + 1 - load_acquire(&link->retired) > link->send_depth);
     return 0;
+}
+
+void verbs_probe(verbs_link *link) {
+    const uint64_t now = monotonic_ns();
+    if (load_acquire(&link->broken))
+        return;
+    if (load_acquire(&link->probing)) {
+        verbs_reap(link, 0);
+    } else if (now - link->probed_ns >= PROBE_NS) {
+        /* Of no bytes, so that no key and no address counts: its queue has room for one. */
+        struct ibv_send_wr *bad, probe = {.wr_id = PROBE_ID, .opcode = IBV_WR_RDMA_WRITE,
+                                          .send_flags = IBV_SEND_SIGNALED,
+                                          .wr.rdma = {link->remote_base,
+                                                      link->write.wr.rdma.rkey}};
+        link->probed_ns = now;
+        store_release(&link->probing, 1);
+        const int error = ibv_post_send(link->qp, &probe, &bad);
+        if (error)
+            verbs_break(link, FAULT_POST, error, 0);
+    }
 }
 
 void verbs_flushed(verbs_link *link, const struct ibv_wc *completion) {
@@ -164,7 +196,7 @@ int verbs_prepare(verbs_link *link, struct ibv_context *device, const ring_map *
     if (error)
         return verbs_failed(trouble, "ask the device for its limits", error);
     if (link->receive_depth > (uint32_t)limits.max_qp_wr ||
-        link->send_depth > (uint32_t)limits.max_qp_wr ||
+        link->send_depth >= (uint32_t)limits.max_qp_wr ||
         link->receive_depth > (uint32_t)limits.max_cqe)
         return verbs_failed(trouble, "find room for so many slots in the device's queues", E2BIG);
     /* A protection domain of its own: a key of this lane opens nothing over another's. */
@@ -181,7 +213,7 @@ int verbs_prepare(verbs_link *link, struct ibv_context *device, const ring_map *
     link->receive_cq =
         ibv_create_cq(device, (int)link->receive_depth, NULL, link->channel, 0);
     if (link->receive_cq)
-        link->send_cq = ibv_create_cq(device, (int)link->send_depth, NULL, NULL, 0);
+        link->send_cq = ibv_create_cq(device, (int)link->send_depth + 1, NULL, NULL, 0);
     if (!link->send_cq)
         return verbs_failed(trouble, "create a completion queue", errno);
     return 0;
@@ -220,7 +252,7 @@ int verbs_queue_pair(verbs_link *link, struct rdma_cm_id *id, verbs_trouble *tro
             .send_cq = link->send_cq,
             .recv_cq = link->receive_cq,
             .qp_type = IBV_QPT_RC,
-            .cap = {.max_send_wr = link->send_depth, .max_recv_wr = link->receive_depth,
+            .cap = {.max_send_wr = link->send_depth + 1, .max_recv_wr = link->receive_depth,
                     .max_send_sge = 1, .max_recv_sge = 1, .max_inline_data = asked},
         };
         error = rdma_create_qp(id, link->pd, &attributes) ? errno : 0;

@@ -13,7 +13,9 @@
  * `receive_batch` of them are used up.  Writes are signalled one in `signal_mask` + 1; before
  * the send queue could overrun, `verbs_reap` waits for such a completion.
  *
- * One thread at a time posts, one at a time polls; in the worker they are the same.
+ * One thread at a time writes, one at a time polls; in the worker they are the same.  Both may
+ * reap, and who polls also probes: while a call takes long, an empty write tells whether there
+ * is still a NIC at the other side, for a host that is gone says nothing.
  */
 #ifndef RFAAS_VERBS_H
 #define RFAAS_VERBS_H
@@ -29,6 +31,8 @@
  * in software: a yield in its midst costs more than it gives. */
 #define VERBS_YIELD_NS 1000000
 #define INLINE_ASKED_MAX 1024u
+#define PROBE_NS 1000000000u /* of waiting between two probes */
+#define PROBE_ID (1ull << 32) /* as a wr_id; those of writes have 32 bits */
 
 /* What broke a connection.  The first thing counts, but for a flush: that what was posted comes
  * back unused is the consequence of something else, and gives way to it whenever it is found. */
@@ -61,6 +65,8 @@ typedef struct {
     uint32_t sent, retired;             /* writes, modulo 2^32 */
     uint32_t consumed, receive_batch;   /* receives to replenish; at how many */
     uint32_t broken;                    /* `fault` is set and nothing goes any more */
+    uint32_t probing;                   /* a probe is on its way */
+    uint64_t probed_ns;                 /* when the last one left */
     struct ibv_sge sge;
     struct ibv_send_wr write;           /* filled in but for what changes */
     struct ibv_recv_wr *receives;       /* a chain of receive_batch */
@@ -81,6 +87,10 @@ void verbs_break(verbs_link *link, uint32_t where, int status, int detail);
 
 /* Take completions of writes; with `wait`, until the send queue has room: 0, or -1 if broken. */
 int verbs_reap(verbs_link *link, int wait);
+
+/* Ask the other side's NIC for a sign of life, if it is time to; what comes of it breaks the link
+ * or does not. */
+void verbs_probe(verbs_link *link);
 
 /* A completion of a receive that is no success: break the link with the cause of it. */
 void verbs_flushed(verbs_link *link, const struct ibv_wc *completion);

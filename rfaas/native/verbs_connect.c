@@ -85,13 +85,21 @@ static int find_route(verbs_link *link, const struct sockaddr *from, const struc
 
 static int take_answer(verbs_link *link, const struct rdma_cm_event *event, uint16_t lane,
                        verbs_trouble *trouble) {
-    verbs_window inputs;
-    if (event->param.conn.private_data_len < sizeof inputs)
-        return verbs_failed(trouble, "understand the worker's answer", EBADMSG);
-    memcpy(&inputs, event->param.conn.private_data, sizeof inputs);
-    if (inputs.magic != VERBS_MAGIC || inputs.version != VERBS_VERSION || inputs.lane != lane ||
-        inputs.slots != link->slots || inputs.slot_bytes != link->slot_bytes)
-        return verbs_failed(trouble, "understand the worker's answer", EBADMSG);
+    verbs_window inputs = {0};
+    if (event->param.conn.private_data_len >= sizeof inputs)
+        memcpy(&inputs, event->param.conn.private_data, sizeof inputs);
+    const uint32_t reason =
+        inputs.magic != VERBS_MAGIC       ? REFUSED_STRANGER
+        : inputs.version != VERBS_VERSION ? REFUSED_VERSION
+        : inputs.lane != lane             ? REFUSED_LANE
+        : inputs.slots != link->slots || inputs.slot_bytes != link->slot_bytes
+            ? REFUSED_GEOMETRY
+            : 0;
+    if (reason) {
+        verbs_failed(trouble, "understand the worker's answer", EBADMSG);
+        trouble->reason = reason;
+        return -1;
+    }
     verbs_aim(link, &inputs);
     return 0;
 }

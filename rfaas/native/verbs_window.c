@@ -91,6 +91,8 @@ static int doze(window *w, uint64_t sleep_ns) {
         if (verbs_doze(link, link->events->fd, sleep_ns))
             verbs_events(link); /* and `poll_results` sees what it has found */
         collected = poll_results(w); /* what came before the end */
+        if (!collected)
+            verbs_probe(link);
     }
     store_release(&w->ring.header->client_sleeps, 0);
     return collected;
@@ -99,6 +101,7 @@ static int doze(window *w, uint64_t sleep_ns) {
 /* A worker that dies says so by an event alone: our own queues are well. */
 static void look(window *w) {
     verbs_events(link_of(w));
+    verbs_probe(link_of(w));
     if (load_relaxed(&link_of(w)->broken))
         end(w);
 }

@@ -31,6 +31,22 @@ typedef struct __attribute__((packed)) {
     uint16_t version, reason; /* REFUSED_* */
 } verbs_refusal;
 
+/* The same of a connection that adds to an executor's accounting page. */
+#define ACCOUNT_MAGIC 0x31414652u /* "RFA1" */
+
+typedef struct __attribute__((packed)) {
+    uint32_t magic;
+    uint16_t version, unused;
+    uint8_t secret[SECRET_BYTES];
+} account_hello;
+
+typedef struct __attribute__((packed)) {
+    uint32_t magic;
+    uint16_t version, lanes;
+    uint64_t address;
+    uint32_t rkey;
+} account_place;
+
 enum { REFUSED_STRANGER = 1, REFUSED_VERSION, REFUSED_SECRET, REFUSED_LANE, REFUSED_GEOMETRY,
        REFUSED_TAKEN, REFUSED_QUEUES };
 

@@ -26,6 +26,7 @@ const wire_number wire_numbers[] = {
     SAME(VERBS_VERSION),
     SAME(SECRET_BYTES),
     SAME(DETAIL_BYTES),
+    SAME(ACCOUNT_MAGIC),
     HEADER(MAGIC, magic),
     HEADER(VERSION, version),
     HEADER(SLOTS, slots),

@@ -238,10 +238,14 @@ class NodeJoined(Message, frozen=True):
 
 
 class Beat(Message, frozen=True):
-    """The node lives; what its leases have used so far."""
+    """The node lives; what its leases have used so far.
+
+    `crashes` counts the workers that died of themselves since the executor started, by cause.
+    """
 
     node: Name
     usage: Annotated[dict[LeaseId, Usage], Meta(max_length=256)] = {}
+    crashes: Annotated[dict[Name, Count], Meta(max_length=64)] = {}
 
 
 class BeatTaken(Message, frozen=True):

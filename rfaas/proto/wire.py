@@ -74,6 +74,12 @@ SECRET_BYTES = 16  # follow the window in the client's hello
 VERBS_REFUSAL = "<IHH"  # magic, version, reason: private data of a rejection
 DETAIL_BYTES = 4  # u32 at the end of the payload of an answer that is not OK; not in its text
 
+# Over RDMA, a worker or its endpoint adds to the executor's accounting page; the private data of
+# that connection.  A refusal is as above.
+ACCOUNT_MAGIC = 0x31414652  # b"RFA1"
+ACCOUNT_HELLO = "<IHH"  # magic, version, 0; then the secret
+ACCOUNT_PLACE = "<IHHQI"  # magic, version, lanes, address, rkey of the page
+
 SLOT_BYTES_MAX = 1 << 31  # sizes are 32 bits wide on the published ABI
 SLOTS_DEFAULT = 16
 

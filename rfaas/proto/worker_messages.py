@@ -50,8 +50,8 @@ class LoadLibrary(Message, frozen=True):
     """To a new worker: what to serve.  Descriptors: library, rings, accounting page.
 
     Ring i starts at `i * ring_bytes` and is served by a thread on `cpus[i]` (-1: anywhere).
-    Over `verbs`, the worker listens for the client at `host`.  `degrade` names the parts of its
-    level that may be missing here.
+    Over `verbs`, the worker listens for the client at `host` and adds what it counts at `counts`.
+    `degrade` names the parts of its level that may be missing here.
     """
 
     ring_bytes: Count
@@ -62,6 +62,7 @@ class LoadLibrary(Message, frozen=True):
     degrade: tuple[Name, ...] = ()
     transport: Name = "shm"
     host: Annotated[str, Meta(max_length=255)] = ""
+    counts: Endpoint | None = None
 
 
 class LibraryLoaded(Message, frozen=True):
@@ -98,6 +99,7 @@ class ServeRings(Message, frozen=True):
     hot_timeout_ms: int
     host: Annotated[str, Meta(max_length=255)]
     shares: bool
+    counts: Endpoint | None = None
 
 
 class RingsServed(Message, frozen=True):

@@ -1,14 +1,13 @@
-"""The client's commands: call, nodes, leases, status."""
+"""The client's command: call."""
 
 from __future__ import annotations
 
 import os
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, BinaryIO
 
-from msgspec import Struct, json
 from msgspec.structs import replace
 
 from rfaas.client import Session
@@ -16,29 +15,19 @@ from rfaas.config import Config
 from rfaas.errors import (
     OutputTooLargeError,
     PayloadTooLargeError,
-    UnavailableError,
     UsageError,
 )
 from rfaas.proto import wire
-from rfaas.proto.messages import LeaseReport, NodeReport
 from rfaas.units import format_bytes, format_ns
 
 if TYPE_CHECKING:
     import argparse
 
 READ_BYTES = 1 << 20  # of an input at once
-_NODE = ("NODE", "STATE", "CORES FREE", "MEMORY FREE", "LEASES", "BEAT", "ADDRESS")
-_LEASE = ("LEASE", "STATE", "CLIENT", "NODE", "CORES", "MEMORY", "ISOLATION", "LEFT", "CALLS")
 
 
 def run(config: Config, options: argparse.Namespace) -> int:
-    """Run one of the client's commands; returns the exit status."""
-    if options.command == "call":
-        return _call(config, options)
-    return _report(config, options)
-
-
-def _call(config: Config, options: argparse.Namespace) -> int:
+    """Call a function as the command line says; returns the exit status."""
     if options.repeat < 1:
         raise UsageError(f"--repeat must be at least 1, not {options.repeat}")
     data = _read_input(options.input)
@@ -128,95 +117,3 @@ def _stats(where: str, steps: tuple[int, int, int], times: Sequence[int]) -> str
             f"p99 {format_ns(ranked[len(ranked) * 99 // 100])}, max {format_ns(ranked[-1])}"
         )
     return "\n".join(lines)
-
-
-def _report(config: Config, options: argparse.Namespace) -> int:
-    """Ask whoever is configured; a private executor would only tell of itself."""
-    client = config.client
-    if not client.executor and not client.resource_manager:
-        client = replace(client, resource_manager=config.resource_manager.address)
-    if client.executor == "private":
-        raise UnavailableError(
-            f"a private executor has no {options.command}", hint="leave out --executor private"
-        )
-    with Session(replace(config, client=client)) as session:
-        if options.command == "logs":
-            from rfaas.client.logs import output_of
-
-            sys.stdout.buffer.write(output_of(session, options.lease))
-            sys.stdout.flush()
-        elif options.command == "status":
-            _print_status(session, options.json)
-        elif options.command == "nodes":
-            nodes = session.nodes()
-            _print(
-                options.json,
-                nodes,
-                _NODE,
-                [_node_row(node) for node in nodes],
-                "no node has joined yet",
-            )
-        else:
-            leases = session.leases(all=options.all)
-            _print(
-                options.json,
-                leases,
-                _LEASE,
-                [_lease_row(one) for one in leases],
-                "no lease is live",
-            )
-    return 0
-
-
-def _node_row(node: NodeReport) -> tuple[str, ...]:
-    memory = f"{format_bytes(node.memory_free_bytes)} of {format_bytes(node.memory_bytes)}"
-    cores = f"{node.cores_free} of {node.cores}"
-    beat = f"{node.beat_age_s:.1f} s"
-    return (node.node, node.state, cores, memory, str(node.leases), beat, node.address)
-
-
-def _lease_row(lease: LeaseReport) -> tuple[str, ...]:
-    memory, left = format_bytes(lease.memory_bytes), f"{lease.remaining_s:.0f} s"
-    return (
-        lease.lease[:8],
-        lease.state,
-        lease.client,
-        lease.node,
-        str(lease.cores),
-        memory,
-        lease.isolation,
-        left,
-        str(lease.usage.calls),
-    )
-
-
-def _print_status(session: Session, as_json: bool) -> None:
-    report = session.status()
-    if as_json:
-        print(json.encode(report).decode())
-        return
-    print(f"{report.role} {report.name}, version {report.version}, pid {report.pid}")
-    print(f"at {report.address}, up for {report.uptime_s:.0f} s")
-    for fact, value in report.facts.items():
-        print(f"{fact}: {value:g}" if isinstance(value, float) else f"{fact}: {value}")
-
-
-def _print(
-    as_json: bool,
-    records: Iterable[Struct],
-    head: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    nothing: str,
-) -> None:
-    if as_json:
-        for record in records:
-            print(json.encode(record).decode())
-        return
-    if not rows:
-        print(nothing, file=sys.stderr)
-        return
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    for row in (head, *rows):
-        print(
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        )

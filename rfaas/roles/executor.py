@@ -129,7 +129,7 @@ class Executor:
         else:
             waiting(f"waiting for the resource manager at {manager}")
             flag = "" if addresses.is_local(manager) else f"--resource-manager {manager} "
-            self._authority = ManagerAuthority(
+            authority = self._authority = ManagerAuthority(
                 manager,
                 self._node,
                 self._clock,
@@ -145,6 +145,7 @@ class Executor:
                 ),
                 self._device,
             )
+            authority.crashes = self._pool.crashes
         return None
 
     async def tick(self) -> None:

@@ -39,6 +39,7 @@ class Leases:
             LeaseEndedError: it was over before the store had it.
         """
         state = self._state
+        began_s = state.now_s()
         ask = ask_of(asked, account_of(asked.client), state.new_id())
         try:
             lease = state.ledger.ask(ask, state.now_s())
@@ -61,6 +62,7 @@ class Leases:
             state.end(lease.lease, "revoked")
             raise
         reach("manager.saved")
+        state.meters.granted(state.now_s() - began_s)
         log.info(
             "lease %s granted %d cores on %s to %s",
             lease.lease[:8],

@@ -7,6 +7,7 @@ from contextlib import suppress
 
 from rfaas.core import tokens
 from rfaas.errors import (
+    CapacityError,
     NotPermittedError,
     PeerLostError,
     ProtocolError,
@@ -17,7 +18,7 @@ from rfaas.roles.manager_leases import Leases
 from rfaas.roles.manager_state import Peer, State
 from rfaas.store import NodeRecord
 
-REMOVED_MAX = 4096  # names of nodes that may not join; the oldest go first
+REMOVED_MAX = 16384  # names of nodes that may not join; one more is refused
 
 log = logging.getLogger("rfaas.roles.resource_manager")
 
@@ -28,7 +29,6 @@ class Nodes:
     def __init__(self, state: State, leases: Leases) -> None:
         self._state = state
         self._leases = leases
-        self._removed: dict[str, None] = {}
 
     # Executors
 
@@ -37,7 +37,7 @@ class Nodes:
         state = self._state
         if peer.node not in ("", asked.node):
             raise ProtocolError(f"node {asked.node} joins on the link of node {peer.node}")
-        if asked.node in self._removed:
+        if asked.node in state.keeper.barred:
             raise NotPermittedError(
                 f"node {asked.node} was removed", hint="somebody must add it before it can join"
             )
@@ -89,6 +89,7 @@ class Nodes:
         self._check_speaks_for(peer, beat.node)
         self._state.ledger.beat(beat.node, beat.usage, self._state.now_s())
         self._state.keeper.mark_leases(*beat.usage)
+        self._state.meters.crashes[beat.node] = beat.crashes
         return messages.BeatTaken()
 
     def note_end(self, peer: Peer, ended: messages.LeaseEnded) -> None:
@@ -143,14 +144,18 @@ class Nodes:
         """Revoke a node's leases, forget it, and do not let it join until `add`.
 
         Raises:
+            CapacityError: so many were removed already.
             UnavailableError: there is no such node.
         """
         state = self._state
         if node not in state.ledger.names:
             raise UnavailableError(f"node {node} is unknown", hint="`rfaas nodes` lists them")
-        self._removed[node] = None
-        if len(self._removed) > REMOVED_MAX:
-            del self._removed[next(iter(self._removed))]
+        if len(state.keeper.barred) >= REMOVED_MAX:
+            raise CapacityError(
+                f"node {node} cannot be removed: {REMOVED_MAX} that were are the most",
+                hint="add some of them again",
+            )
+        state.keeper.bar(node, True)
         state.tell(state.ledger.remove(node, state.now_s()))
         state.keeper.mark_gone(node)
         state.emit("node-removed", node=node)
@@ -165,7 +170,8 @@ class Nodes:
 
     def add(self, node: str) -> None:
         """A node that was removed may join again."""
-        self._removed.pop(node, None)
+        self._state.keeper.bar(node, False)
+        self._state.commits.soon()
 
     def _check_speaks_for(self, peer: Peer, node: str) -> None:
         if self._state.executors.get(node) is not peer:

@@ -28,13 +28,13 @@ class Reports:
     def nodes(self, asked: messages.ListNodes) -> messages.Nodes:
         state = self._state
         found = state.ledger.nodes(state.now_s(), after=asked.after, most=PAGE_MAX + 1)
-        page = found[: _fitting(found)]
+        page = found[: fitting(found)]
         return messages.Nodes(nodes=tuple(page), more=len(page) < len(found))
 
     def leases(self, asked: messages.ListLeases) -> messages.Leases:
         state = self._state
         found = state.ledger.leases(state.now_s(), asked.all, after=asked.after, most=PAGE_MAX + 1)
-        page = found[: _fitting(found)]
+        page = found[: fitting(found)]
         return messages.Leases(leases=tuple(page), more=len(page) < len(found))
 
     def status(self) -> messages.StatusReport:
@@ -64,7 +64,7 @@ class Reports:
         )
 
 
-def _fitting(reports: Sequence[msgspec.Struct]) -> int:
+def fitting(reports: Sequence[msgspec.Struct]) -> int:
     """How many of the reports fit into one page."""
     room = PAGE_BYTES_MAX
     for count, report in enumerate(reports[:PAGE_MAX]):

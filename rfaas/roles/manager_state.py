@@ -19,6 +19,7 @@ from rfaas.control.authority import granted
 from rfaas.core.events import Events
 from rfaas.core.lease import Ended, Lease
 from rfaas.core.ledger import Ledger, Quota
+from rfaas.core.meters import Meters
 from rfaas.errors import InternalError, PeerLostError
 from rfaas.failpoints import reach
 from rfaas.proto import messages
@@ -66,6 +67,7 @@ class State:
         self.keeper.restore()
         self.commits = Committer(self.keeper)
         self.events = Events()
+        self.meters = Meters()
         self.executors: dict[str, Peer] = {}  # by node
         self.owners: dict[str, Peer] = {}  # by lease
         self.waiting: dict[str, tuple[asyncio.Future[Lease], Peer]] = {}  # by lease to be

@@ -35,7 +35,7 @@ import msgspec
 
 from rfaas.addresses import announced, is_local
 from rfaas.clock import Clock
-from rfaas.config import ResourceManagerConfig
+from rfaas.config import HttpConfig, PricesConfig, ResourceManagerConfig
 from rfaas.control.aio import AsyncLink, listen
 from rfaas.core.events import Events
 from rfaas.errors import CapacityError, PeerLostError, ProtocolError, RfaasError
@@ -46,10 +46,12 @@ from rfaas.roles.manager_leases import Leases
 from rfaas.roles.manager_nodes import Nodes
 from rfaas.roles.manager_reports import ROLE, Reports
 from rfaas.roles.manager_state import Peer, State
+from rfaas.roles.manager_view import View
+from rfaas.roles.manager_web import web_of
 from rfaas.store import Store
 from rfaas.store.sqlite import SqliteStore
 
-TICK_S = 1.0  # the longest that an expiry or a usage waits to be noticed and saved
+TICK_S = 0.5  # the longest that an expiry or a usage waits to be noticed and saved
 WAITS_PER_LINK_MAX = 64  # requests of one link in the queue
 REFUSED_PROOFS_MAX = 3  # of one link: guessing is made slow
 
@@ -68,11 +70,15 @@ class ResourceManager:
         clock: Clock,
         store: Store,
         random_bytes: Callable[[int], bytes] = secrets.token_bytes,
+        prices: PricesConfig | None = None,
     ) -> None:
         self.state = State(config, clock, store, random_bytes)
         self.leases = Leases(self.state)
         self.nodes = Nodes(self.state, self.leases)
         self.reports = Reports(self.state)
+        self.view = View(
+            self.state, self.nodes, self.leases, self.reports, store, prices or PricesConfig()
+        )
         self.tick_s = min(TICK_S, config.heartbeat_s, self.state.ledger.away_s / 2)
         self._stopping = False
 
@@ -87,6 +93,7 @@ class ResourceManager:
         """What need not happen at once: usage to the store, old leases out of it."""
         self.state.tick()
         self.state.commits.housekeep()
+        self.view.sample()
 
     def stop(self) -> None:
         """From here on a link that ends takes nothing with it."""
@@ -174,6 +181,8 @@ class ResourceManager:
                 return self.reports.status()
             case _ if peer.role == "executor":
                 return self._answer_executor(peer, message)
+        if (report := await self.view.answer(message)) is not None:
+            return report
         raise _not_answered(peer, message)
 
     def _answer_executor(self, peer: Peer, message: Message) -> Message | None:
@@ -194,10 +203,15 @@ async def run(
     ready: Callable[[str], None],
     stop: asyncio.Event,
     device: str = "",
+    http: HttpConfig | None = None,
+    prices: PricesConfig | None = None,
 ) -> None:
     """Serve until `stop` is set; `ready` gets the one line that says so.
 
-    `device` is where an address of the form verbs:*:PORT is, "": the first that can be used.
+    Args:
+        device: where an address of the form verbs:*:PORT is, "": the first that can be used.
+        http: where people look on, None: nowhere.
+        prices: what bills cost.
 
     Raises:
         ConfigError, SystemCallError: the store cannot be used.
@@ -205,19 +219,24 @@ async def run(
     """
     store = SqliteStore(config.store, config.synchronous)
     try:
-        manager = ResourceManager(config, clock, store)
+        manager = ResourceManager(config, clock, store, prices=prices)
+        web = web_of(http, manager.view)
         welcome = messages.Welcome(version=PROTOCOL_VERSION, role=ROLE, name=platform.node())
         listener = await listen(config.address, welcome, manager.serve, device)
         try:
             at = manager.state.address = listener.address
             flag = "" if is_local(at) else f" --resource-manager {announced(at, platform.node())}"
-            ready(f"resource manager ready on {at}; next: rfaas serve --role executor{flag}")
+            page = web.start() if web is not None else ""
+            next_ = f"next: rfaas serve --role executor{flag}"
+            ready(f"resource manager ready on {at}{page}; {next_}")
             while not stop.is_set():
                 with suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(stop.wait(), manager.tick_s)
                 manager.housekeep()
         finally:
             manager.stop()
+            if web is not None:
+                await web.close()
             await listener.close()
             await manager.close()
     finally:

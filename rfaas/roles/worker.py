@@ -56,12 +56,15 @@ def _attend(link: Link, lanes: Served) -> None:
     poller = select.poll()
     for fd in (link.fileno(), *lanes.filenos()):
         poller.register(fd, select.POLLIN)
+    counts = lanes.counts()
     while True:
-        for fd, _ in poller.poll():
+        for fd, _ in poller.poll(counts.wait_ms if counts else None):
             if fd == link.fileno():
                 link.receive()  # nothing more is sent: this raises, at the end
             else:
                 lanes.step()
+        if counts:
+            counts.tell()
 
 
 def _load(link: Link, task: LoadLibrary) -> Served:

@@ -7,11 +7,13 @@ clock means nothing to the next process.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Protocol
 
 from msgspec import Struct
 
+from rfaas.core.billing import Bill
 from rfaas.core.lease import LIVE
 from rfaas.proto.messages import Usage
 
@@ -53,11 +55,15 @@ class LeaseRecord(Struct, frozen=True, kw_only=True):
 
 
 class Stored(Struct, frozen=True):
-    """All that a store holds: nodes by name, leases by fence, the greatest fence ever saved."""
+    """All that a store holds: nodes by name, leases by fence, the greatest fence ever saved.
+
+    `barred` are the names of nodes that were removed and may not join.
+    """
 
     nodes: tuple[NodeRecord, ...]
     leases: tuple[LeaseRecord, ...]
     fence: int
+    barred: tuple[str, ...] = ()
 
 
 class Store(Protocol):
@@ -71,8 +77,13 @@ class Store(Protocol):
         nodes: Sequence[NodeRecord] = (),
         leases: Sequence[LeaseRecord] = (),
         forgotten: Sequence[str] = (),
+        bills: Sequence[Bill] = (),
+        barred: Mapping[str, bool] = MappingProxyType({}),
     ) -> None:
         """Add or replace these, drop `forgotten` nodes, all or none; kept once this returns.
+
+        `bills` are added to what is kept for the same lease and day.  `barred` says of nodes
+        that they may not join, or may again.
 
         Raises:
             SystemCallError: nothing was saved; a later call may succeed.
@@ -80,6 +91,21 @@ class Store(Protocol):
 
     def prune(self, ended_max: int) -> None:
         """Forget ended leases but the `ended_max` that ended last."""
+
+    def bills(
+        self,
+        since: str = "",
+        until: str = "",
+        client: str = "",
+        after: tuple[str, str] = ("", ""),
+        most: int = 256,
+    ) -> list[Bill]:
+        """Bills in order of (day, lease): the `most` that follow `after`.
+
+        Args:
+            since, until: the first and the last day, "": no bound.
+            client: of this client alone, "": of all.
+        """
 
     def close(self) -> None:
         """Can be called twice."""

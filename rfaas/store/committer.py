@@ -12,8 +12,11 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import TypeVar
 
 from rfaas.store.keeper import Keeper
+
+Value = TypeVar("Value")
 
 
 class Committer:
@@ -47,6 +50,10 @@ class Committer:
         """The same, and have old leases forgotten; for once a second."""
         self._prune = True
         self._start()
+
+    async def read(self, look: Callable[[], Value]) -> Value:
+        """What `look` finds in the store, when it is its turn; it raises what that does."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, look)
 
     async def close(self) -> None:
         """Save what is marked, end the thread.  Can be called twice."""

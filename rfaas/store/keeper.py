@@ -16,6 +16,7 @@ from typing import NamedTuple
 import msgspec
 
 from rfaas.clock import Clock
+from rfaas.core.billing import Bill, Billing
 from rfaas.core.book import ENDED_MAX
 from rfaas.core.lease import LIVE, Lease
 from rfaas.core.ledger import Ledger
@@ -31,6 +32,8 @@ class Batch(NamedTuple):
     nodes: list[NodeRecord]
     leases: list[LeaseRecord]
     forgotten: list[str]
+    bills: list[Bill]
+    barred: dict[str, bool]
 
 
 class Keeper:
@@ -43,11 +46,16 @@ class Keeper:
         self._nodes: dict[str, NodeRecord] = {}
         self._unsaved_nodes: set[str] = set()
         self._unsaved_leases: set[str] = set()
+        self.billing = Billing()
+        self.barred: set[str] = set()  # nodes that were removed and may not join
+        self._unsaved_barred: set[str] = set()
+        self._forget_at = 4 * ENDED_MAX  # leases that are billed, of which some are long over
         self.fails = False  # the last save failed
 
     def restore(self) -> None:
         """Fill the empty ledger; live leases have what the wall clock says they have left."""
         stored = self._store.load()
+        self.barred = set(stored.barred)
         now_s = self._clock.monotonic_s()
         since_1970_s = self._clock.wall_s() - now_s
         for node in stored.nodes:
@@ -63,6 +71,7 @@ class Keeper:
                 draining=node.draining,
             )
         for lease in sorted(stored.leases, key=lambda lease: lease.ends_at_s):
+            self.billing.restore(lease.lease, lease.usage)
             self._ledger.restore_lease(_lease(lease, since_1970_s, now_s), now_s)
         self._ledger.restore_fence(stored.fence)
         live = sum(lease.state == LIVE for lease in stored.leases)
@@ -87,13 +96,18 @@ class Keeper:
         """The ledger has forgotten a node."""
         self._unsaved_nodes.add(node)
 
+    def bar(self, node: str, barred: bool) -> None:
+        """A node may not join any more, or again; saved with what is marked."""
+        (self.barred.add if barred else self.barred.discard)(node)
+        self._unsaved_barred.add(node)
+
     def mark_leases(self, *leases: str) -> None:
         self._unsaved_leases.update(leases)
 
     @property
     def marked(self) -> bool:
         """Whether there is anything to save."""
-        return bool(self._unsaved_nodes or self._unsaved_leases)
+        return bool(self._unsaved_nodes or self._unsaved_leases or self._unsaved_barred)
 
     def begin(self) -> Batch | None:
         """Take what is marked, as it is now; None: nothing is.  `write` it, then `finish`."""
@@ -101,14 +115,18 @@ class Keeper:
         # What the ledger has dropped is dropped here, so that the marks are bounded, too.
         self._unsaved_leases = set()
         nodes, self._unsaved_nodes = self._unsaved_nodes, set()
-        if not (nodes or leases):
+        barred, self._unsaved_barred = self._unsaved_barred, set()
+        if not (nodes or leases or barred):
             return None
         forgotten = nodes - self._ledger.names
-        since_1970_s = self._clock.wall_s() - self._clock.monotonic_s()
+        wall_s = self._clock.wall_s()
+        since_1970_s = wall_s - self._clock.monotonic_s()
         return Batch(
             nodes=[self._nodes[node] for node in nodes - forgotten],
             leases=[_record(lease, since_1970_s) for lease in leases],
             forgotten=sorted(forgotten),
+            bills=self.billing.due(leases, wall_s),
+            barred={node: node in self.barred for node in barred},
         )
 
     def write(self, batch: Batch) -> None:
@@ -117,7 +135,13 @@ class Keeper:
         Raises:
             SystemCallError: the store took nothing.
         """
-        self._store.save(nodes=batch.nodes, leases=batch.leases, forgotten=batch.forgotten)
+        self._store.save(
+            nodes=batch.nodes,
+            leases=batch.leases,
+            forgotten=batch.forgotten,
+            bills=batch.bills,
+            barred=batch.barred,
+        )
 
     def finish(self, batch: Batch, error: Exception | None) -> None:
         """A batch is saved, or stays marked because of `error`."""
@@ -125,10 +149,15 @@ class Keeper:
             self._unsaved_nodes.update(node.node for node in batch.nodes)
             self._unsaved_nodes.update(batch.forgotten)
             self._unsaved_leases.update(lease.lease for lease in batch.leases)
+            self._unsaved_barred.update(batch.barred)
             if not self.fails:
                 log.warning("no lease can be granted: %s", error)
             self.fails = True
             return
+        self.billing.settle(batch.bills)
+        if len(self.billing) > self._forget_at:
+            self.billing.forget(self._ledger.find, self._ledger.names.__contains__)
+            self._forget_at = max(4 * ENDED_MAX, 2 * len(self.billing))
         for node in batch.forgotten:
             if node not in self._ledger.names:  # it has not joined again meanwhile
                 self._nodes.pop(node, None)

@@ -56,4 +56,28 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE leases ADD COLUMN ending TEXT NOT NULL DEFAULT ''",
         "ALTER TABLE nodes ADD COLUMN draining INTEGER NOT NULL DEFAULT 0",
     ),
+    (  # 3: bills, which outlive their leases; nodes that may not join
+        """
+        CREATE TABLE bills (
+            day TEXT NOT NULL, -- 2026-11-23, UTC
+            lease TEXT NOT NULL,
+            client TEXT NOT NULL,
+            node TEXT NOT NULL,
+            allocated_ns INTEGER NOT NULL,
+            polling_ns INTEGER NOT NULL,
+            executing_ns INTEGER NOT NULL,
+            calls INTEGER NOT NULL,
+            failed INTEGER NOT NULL,
+            PRIMARY KEY (day, lease)
+        ) WITHOUT ROWID
+        """,
+        "CREATE TABLE barred (node TEXT PRIMARY KEY) WITHOUT ROWID",
+        "CREATE INDEX bills_client ON bills (client, day, lease)",
+        """
+        INSERT INTO bills
+        SELECT date(granted_at_s, 'unixepoch'), lease, client, node,
+            allocated_ns, polling_ns, executing_ns, calls, failed
+        FROM leases
+        """,
+    ),
 )

@@ -13,12 +13,14 @@ import errno
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Literal
+from types import MappingProxyType
+from typing import Any, Literal
 
 import msgspec
 
+from rfaas.core.billing import Bill
 from rfaas.core.lease import LIVE
 from rfaas.errors import ConfigError, RfaasError, SystemCallError
 from rfaas.failpoints import reach
@@ -32,6 +34,8 @@ APPLICATION_ID = 0x72466153  # "rFaS", tells our files from other programs'
 _NODE_FIELDS = NodeRecord.__struct_fields__
 _USAGE_FIELDS = Usage.__struct_fields__
 _LEASE_FIELDS = tuple(name for name in LeaseRecord.__struct_fields__ if name != "usage")
+_BAR, _UNBAR = "REPLACE INTO barred VALUES (?)", "DELETE FROM barred WHERE node = ?"
+_BILL_FIELDS = ("day", "lease", "client", "node")
 _DISK_HINT = "nothing was saved; free space on the disk, it goes on by itself"
 
 
@@ -41,6 +45,12 @@ def _upsert(table: str, fields: Sequence[str]) -> str:
 
 _SAVE_NODE = _upsert("nodes", _NODE_FIELDS)
 _SAVE_LEASE = _upsert("leases", _LEASE_FIELDS + _USAGE_FIELDS)
+_ADD_BILL = (
+    f"INSERT INTO bills ({', '.join(_BILL_FIELDS + _USAGE_FIELDS)}) "
+    f"VALUES ({', '.join('?' * len(_BILL_FIELDS + _USAGE_FIELDS))}) "
+    "ON CONFLICT (day, lease) DO UPDATE SET "
+    + ", ".join(f"{field} = {field} + excluded.{field}" for field in _USAGE_FIELDS)
+)
 
 
 class SqliteStore:
@@ -83,13 +93,17 @@ class SqliteStore:
             ((fence,),) = self._connection.execute(
                 "SELECT value FROM counters WHERE name = 'fence'"
             )
-        return Stored(tuple(map(_node, nodes)), tuple(map(_lease, leases)), fence)
+            barred = self._connection.execute("SELECT node FROM barred ORDER BY node").fetchall()
+        names = tuple(node for (node,) in barred)
+        return Stored(tuple(map(_node, nodes)), tuple(map(_lease, leases)), fence, names)
 
     def save(
         self,
         nodes: Sequence[NodeRecord] = (),
         leases: Sequence[LeaseRecord] = (),
         forgotten: Sequence[str] = (),
+        bills: Sequence[Bill] = (),
+        barred: Mapping[str, bool] = MappingProxyType({}),
     ) -> None:
         with self._explained("write"), self._transaction("store"):
             self._connection.executemany(
@@ -97,6 +111,9 @@ class SqliteStore:
             )
             self._connection.executemany(_SAVE_NODE, map(_node_row, nodes))
             self._connection.executemany(_SAVE_LEASE, map(_lease_row, leases))
+            self._connection.executemany(_ADD_BILL, map(_bill_row, bills))
+            for node, is_barred in barred.items():
+                self._connection.execute(_BAR if is_barred else _UNBAR, (node,))
             self._connection.execute(
                 "UPDATE counters SET value = max(value, ?) WHERE name = 'fence'",
                 (max((lease.fence for lease in leases), default=0),),
@@ -113,6 +130,27 @@ class SqliteStore:
                 """,
                 (ended_max,),
             )
+
+    def bills(
+        self,
+        since: str = "",
+        until: str = "",
+        client: str = "",
+        after: tuple[str, str] = ("", ""),
+        most: int = 256,
+    ) -> list[Bill]:
+        wanted, values = ["(day, lease) > (?, ?)", "day >= ?"], [*after, since]
+        for condition, value in (("day <= ?", until), ("client = ?", client)):
+            if value:
+                wanted.append(condition)
+                values.append(value)
+        with self._explained("read"):
+            rows = self._connection.execute(
+                f"SELECT {', '.join(_BILL_FIELDS + _USAGE_FIELDS)} FROM bills "
+                f"WHERE {' AND '.join(wanted)} ORDER BY day, lease LIMIT ?",
+                (*values, most),
+            ).fetchall()
+        return [_bill(row) for row in rows]
 
     def close(self) -> None:
         with self._turn:
@@ -227,3 +265,13 @@ def _lease(row: tuple[object, ...]) -> LeaseRecord:
     fields = dict(zip(_LEASE_FIELDS, row, strict=False))
     usage = dict(zip(_USAGE_FIELDS, row[len(_LEASE_FIELDS) :], strict=True))
     return msgspec.convert(fields | {"usage": usage}, LeaseRecord)
+
+
+def _bill_row(bill: Bill) -> tuple[object, ...]:
+    return bill.day, bill.lease, bill.client, bill.node, *msgspec.structs.astuple(bill.usage)
+
+
+def _bill(row: tuple[Any, ...]) -> Bill:
+    day, lease, client, node, *used = row
+    usage = Usage(**dict(zip(_USAGE_FIELDS, used, strict=True)))
+    return Bill(day=day, lease=lease, client=client, node=node, usage=usage)

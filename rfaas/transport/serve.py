@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rfaas.native._worker import Library
     from rfaas.proto.messages import Endpoint
     from rfaas.proto.worker_messages import LoadLibrary
+    from rfaas.transport.counts import Counts
 
 
 class Served(Protocol):
@@ -24,6 +25,9 @@ class Served(Protocol):
 
     def step(self) -> None:
         """Do what is to be done now; never waits."""
+
+    def counts(self) -> Counts | None:
+        """What is to be told of them now and then, None: nothing."""
 
     def stop(self) -> None:
         """End the lanes; returns when their threads are gone."""
@@ -46,6 +50,9 @@ class RingLanes:
 
     def step(self) -> None:
         pass
+
+    def counts(self) -> Counts | None:
+        return None
 
     def stop(self) -> None:
         self._lanes.stop()

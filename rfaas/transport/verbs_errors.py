@@ -11,7 +11,7 @@ import os
 import resource
 from typing import TYPE_CHECKING, Any
 
-from rfaas.errors import DeviceError, RfaasError, SystemCallError, UnavailableError
+from rfaas.errors import DeviceError, ProtocolError, RfaasError, SystemCallError, UnavailableError
 from rfaas.units import format_bytes
 
 if TYPE_CHECKING:
@@ -32,6 +32,13 @@ COMPLETIONS = {
     12: ("RETRY_EXC_ERR", "the other side does not answer: it is gone, or the network is"),
     13: ("RNR_RETRY_EXC_ERR", "the other side posted no receives"),
     21: ("GENERAL_ERR", "the NIC failed"),
+}
+# The same of a receive, which is ended by what the other side does.
+RECEIVES = {
+    "LOC_LEN_ERR": "the other side sent more than there is room for",
+    "REM_ACCESS_ERR": "the other side wrote past our window, or with a wrong key",
+    "REM_INV_REQ_ERR": "the other side's NIC asked for what is not allowed",
+    "REM_OP_ERR": "our NIC could not complete the other side's write",
 }
 FLUSHED = 5
 
@@ -56,11 +63,26 @@ REFUSALS = {
     "queues": "it could not make a queue pair; its device may be out of them",
 }
 
+ANSWERS = {
+    "stranger": "it is not one of rFaaS",
+    "version": "it speaks another version of the protocol",
+    "lane": "it is about another lane",
+    "geometry": "its windows have another size than the executor announced",
+}
+
+# enum ib_cm_rej_reason, rdma/ib_cm.h
+REJECTED = "RDMA_CM_EVENT_REJECTED"
+REJECTIONS = {
+    8: "nobody listens there",
+    10: "it went out of business while it was asked",
+    28: "who listens there refused, and gives no reason that rFaaS knows",
+}
+
 EVENTS = {
     "RDMA_CM_EVENT_ADDR_ERROR": "the address cannot be reached through an RDMA device",
     "RDMA_CM_EVENT_ROUTE_ERROR": "there is no route to the address",
     "RDMA_CM_EVENT_UNREACHABLE": "nobody answers there",
-    "RDMA_CM_EVENT_REJECTED": "it was refused: nobody listens there",
+    "RDMA_CM_EVENT_REJECTED": "it was refused",
     "RDMA_CM_EVENT_CONNECT_ERROR": "the connection could not be set up",
     "RDMA_CM_EVENT_DEVICE_REMOVAL": "the device was taken away",
 }
@@ -90,11 +112,16 @@ def of_trouble(trouble: Trouble, what: str) -> RfaasError:
     number = trouble.error
     if trouble.step == "register the window" and number in (errno.ENOMEM, errno.EAGAIN):
         return _too_little_memlock(trouble.bytes, what)
+    if number == errno.EBADMSG and trouble.refusal:
+        why = ANSWERS.get(trouble.refusal, "it makes no sense")
+        return ProtocolError(f"cannot {what}: could not {trouble.step}: {why}")
     if trouble.refusal:
         why = f"the worker refused: {REFUSALS[trouble.refusal]}"
     elif trouble.event:
-        why = f"{EVENTS.get(trouble.event, 'that was not expected')} ({trouble.event}"
-        why += f", status {trouble.status})"
+        meaning = EVENTS.get(trouble.event, "that was not expected")
+        if trouble.event == REJECTED:
+            meaning = REJECTIONS.get(trouble.status, meaning)
+        why = f"{meaning} ({trouble.event}, status {trouble.status})"
     else:
         why = f"{os.strerror(number)} ({errno.errorcode.get(number, number)})"
     hint = ""
@@ -111,6 +138,8 @@ def of_fault(fault: Fault) -> str:
     where, number, text, detail = fault
     if where in ("send", "receive"):
         name, meaning = COMPLETIONS.get(number, (f"status {number}", text))
+        if where == "receive":
+            meaning = RECEIVES.get(name, meaning)
         vendor_text = f", vendor's code {detail:#x}" if detail else ""
         return f"{meaning} (a {where} completed with IBV_WC_{name}: {text}{vendor_text})"
     if where == "event":

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from rfaas.proto import wire
 from rfaas.proto.messages import Endpoint
 from rfaas.transport import verbs_errors
+from rfaas.transport.counts import Counts
 
 if TYPE_CHECKING:
     from rfaas.native._worker import Library
@@ -47,10 +48,14 @@ class VerbsLanes:
             host=task.host, port=self._lanes.port, secret=secret
         )
         self._said: set[int] = set()
+        self._counts = Counts(task.counts, account_fd, len(task.cpus))
 
     def filenos(self) -> tuple[int, ...]:
         events, notice = self._lanes.filenos()
         return events, notice
+
+    def counts(self) -> Counts:
+        return self._counts
 
     def step(self) -> None:
         """Answer who connects; say on stderr what broke a connection, once."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -152,3 +154,45 @@ def test_a_function_cannot_forge_its_bill(site: Site, node: Child, libraries: Pa
         (ended,) = session.leases(all=True)
     assert ended.usage.calls == 3
     assert 0 < ended.usage.executing_ns < ended.usage.allocated_ns < 2**40
+
+
+@pytest.mark.parametrize("endpoint", ["always", "auto"])
+def test_counts_are_told_over_rdma(site: Site, ends: Ends, held: Path, endpoint: str) -> None:
+    """Within a second and without being asked, over a connection of their own."""
+    site.set(executor__endpoint=endpoint, resource_manager__heartbeat_s=0.1)
+    site.start("all", "--device", ends[1].device)
+    site.set(lane__transport="verbs", lane__slot_bytes=65536, rdma__device=ends[0].device)
+    with site.session() as session, session.lease(library=held) as lease:
+        lease.call("copy", b"x")
+        before = queue_pairs()
+        until(lambda: queue_pairs() == before + 2, "one more connection, with two ends")
+        for _ in range(99):
+            lease.call("copy", b"x")
+        until(lambda: session.leases()[0].usage.calls == 100, "100 calls told")
+
+
+@pytest.mark.parametrize("endpoint", ["always", "auto"])
+def test_the_last_call_is_billed_though_all_are_killed(
+    site: Site, ends: Ends, held: Path, endpoint: str
+) -> None:
+    """What was not told any more stands on the page that was shared."""
+    site.set(executor__endpoint=endpoint)
+    node = site.start("all", "--device", ends[1].device)
+    site.set(lane__transport="verbs", lane__slot_bytes=65536, rdma__device=ends[0].device)
+    with site.session() as session, session.lease(library=held) as lease:
+        for _ in range(100):
+            lease.call("copy", b"x")
+        name = "rfaas-endpoint" if endpoint == "always" else "rfaas-worker"
+        for pid in workers_of(node.pid, name):
+            os.kill(pid, signal.SIGKILL)
+        until(lambda: session.leases()[0].usage.calls == 100, "100 calls billed")
+        lease.close()
+        (ended,) = session.leases(all=True)
+    assert ended.usage.calls == 100
+    assert 0 < ended.usage.executing_ns + ended.usage.polling_ns <= ended.usage.allocated_ns
+
+
+def queue_pairs() -> int:
+    """Of all devices of this machine, rdma-resource(8)."""
+    shown = subprocess.run(["rdma", "resource", "show"], capture_output=True, text=True, check=True)
+    return sum(map(int, re.findall(r"\bqp (\d+)", shown.stdout)))

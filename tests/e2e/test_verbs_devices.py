@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness.rdma import End, cable_cut, no_address
-from tests.harness.site import Site
+from tests.harness.site import RFAAS, Site
 from tests.transport.served_verbs import open_devices
 
 pytestmark = pytest.mark.rdma
@@ -89,6 +89,23 @@ def test_a_wrong_name_at_the_executor(site: Site, shipped: Path, ends: Ends) -> 
     assert done.returncode == 78
     assert "there is no RDMA device or netdev 'rxe9', there is " in done.stderr.decode()
     assert f"{end.device} ({end.netdev})" in done.stderr.decode()
+
+
+@pytest.mark.parametrize("slot_bytes", ["16MiB", "1MiB"], ids=["default", "small"])
+def test_a_usual_limit_on_locked_memory(
+    site: Site, shipped: Path, ends: Ends, slot_bytes: str
+) -> None:
+    """8 MiB, for all: these devices fetch pages on demand, and nothing has to be set."""
+    limited = ["setpriv", "--bounding-set", "-ipc_lock", "prlimit", "--memlock=8388608"]
+    call = ["call", "--transport", "verbs", "--slot-bytes", slot_bytes, str(shipped), "echo"]
+    done = subprocess.run(
+        [*limited, RFAAS, *call, __file__],
+        env=site.environ,
+        cwd=site.path,
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, Path(__file__).read_bytes(), b"")
 
 
 def test_back_again(site: Site, shipped: Path, ends: Ends) -> None:

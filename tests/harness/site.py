@@ -32,6 +32,7 @@ SETTINGS: Mapping[str, object] = {
     "lease.memory": "64MiB",
     "sandbox.pool": 0,  # what waits there is in the way of tests that look for processes
     "lease.isolation": "process",  # test functions speak to tests by files; tests/e2e/test_hostile
+    "http.address": "none",
 }
 
 _PRELUDE = """

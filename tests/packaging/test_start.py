@@ -66,7 +66,9 @@ def test_call_imports_what_it_uses(copy: Copy, tmp_path: Path) -> None:
         assert "rfaas.roles.client" in found
         assert not {name for name in found if name.startswith(("rfaas.store", "rfaas.admin"))}
         assert len(found) <= CALL_MODULES_MAX, (len(found), sorted(found))
-        assert found & deflated(copy.path) == set(), "packaging/build_zipapp.py: HOT"
+        assert found & deflated(copy.path) <= {"msgpack._cmsgpack"}, (
+            "packaging/build_zipapp.py: HOT"
+        )
         role.signal(signal.SIGTERM)
         assert role.wait() == 0
     finally:

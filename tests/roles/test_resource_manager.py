@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from rfaas.core.billing import Bill
 from rfaas.core.tokens import verify
 from rfaas.errors import (
     AddressInUseError,
@@ -84,8 +85,10 @@ def test_a_grant_is_saved_before_it_is_acknowledged(
         nodes: list[NodeRecord],
         leases: list[LeaseRecord],
         forgotten: list[str],
+        bills: list[Bill],
+        barred: dict[str, bool],
     ) -> None:
-        save(self, nodes, leases, forgotten)
+        save(self, nodes, leases, forgotten, bills, barred)
         saved.update((lease.lease, lease) for lease in leases)
 
     monkeypatch.setattr(SqliteStore, "save", spy)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from rfaas.core.billing import Bill
 from rfaas.proto.messages import Usage
 from rfaas.store import LeaseRecord, NodeRecord
 from rfaas.store.schema import MIGRATIONS
@@ -53,6 +54,19 @@ WRITTEN: dict[int, tuple[str, ...]] = {
         """,
         "UPDATE counters SET value = 3",
     ),
+    2: (
+        (
+            "INSERT INTO nodes VALUES ('n1', 'unix:/run/n1', '11111111111111111111111111111111', 4,"
+            " 8589934592, '[\"process\"]',"
+            " x'000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f', 0)"
+        ),
+        (
+            "INSERT INTO leases VALUES ('aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa', 'tester', 'n1', 2,"
+            " 1073741824, 'process', 60.0, 1800000000.0, 1800000060.0, 3, 'live', 0, 0, 0, 7, 0,"
+            " '', '', '')"
+        ),
+        "UPDATE counters SET value = 3",
+    ),
 }
 
 
@@ -77,6 +91,8 @@ def test_a_file_of_each_version_is_migrated(tmp_path: Path, version: int) -> Non
     store = SqliteStore(str(path))
     stored = store.load()
     assert (stored.nodes, stored.leases, stored.fence) == ((NODE,), (LEASE,), 3)
+    bill = Bill(day="2027-01-15", lease="a" * 32, client="tester", node="n1", usage=LEASE.usage)
+    assert store.bills() == [bill]  # what was used before there were bills
     store.save([NODE], [LEASE])
     assert store.load() == stored
     store.close()

@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from rfaas.core.billing import Bill
 from rfaas.proto.messages import Usage
 from rfaas.store import LeaseRecord, NodeRecord, Store, Stored
 from rfaas.store.sqlite import SqliteStore
@@ -146,3 +147,47 @@ def test_forgotten_nodes_are_gone(store: Store) -> None:
     store.save(nodes=[NODE, other])
     store.save(nodes=[msgspec.structs.replace(other, cores=8)], forgotten=["n1", "unknown"])
     assert [(node.node, node.cores) for node in store.load().nodes] == [("n2", 8)]
+
+
+# Bills ------------------------------------------------------------------------
+
+
+def bill(number: int, day: str = "2026-11-23", client: str = "a", calls: int = 1) -> Bill:
+    usage = Usage(allocated_ns=10 * calls, polling_ns=calls, executing_ns=2 * calls, calls=calls)
+    return Bill(day=day, lease=f"{number:032x}", client=client, node="n1", usage=usage)
+
+
+def test_bills_of_a_day_add_up(store: Store) -> None:
+    store.save(bills=[bill(1, calls=3), bill(2)])
+    store.save(bills=[bill(1, calls=4), bill(1, day="2026-11-24", calls=5)])
+    assert store.bills() == [
+        bill(1, calls=7),
+        bill(2),
+        bill(1, day="2026-11-24", calls=5),
+    ]
+
+
+def test_bills_by_day_client_and_page(store: Store) -> None:
+    days = ("2026-11-22", "2026-11-23", "2026-11-24")
+    made = [bill(n, day, client) for day in days for n, client in enumerate(("a", "b"))]
+    store.save(bills=made)
+    assert store.bills(since=days[1]) == made[2:]
+    assert store.bills(until=days[1]) == made[:4]
+    assert store.bills(client="b") == made[1::2]
+    assert store.bills(since=days[1], until=days[1], client="b") == [made[3]]
+    page = store.bills(most=4)
+    assert page == made[:4]
+    assert store.bills(after=(page[-1].day, page[-1].lease)) == made[4:]
+
+
+def test_bills_outlive_their_leases(store: Store) -> None:
+    store.save(leases=[lease(1, state="released")], bills=[bill(1)])
+    store.prune(0)
+    assert store.load().leases == ()
+    assert store.bills() == [bill(1)]
+
+
+def test_a_bill_is_kept_with_its_lease_or_not_at_all(store: Store) -> None:
+    with pytest.raises(KeyError):
+        store.save(leases=Tripping([lease(1), lease(2)]), bills=[bill(1)])
+    assert store.bills() == []

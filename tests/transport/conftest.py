@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,12 +11,15 @@ import pytest
 
 from tests.functions.build import HERE as FUNCTIONS
 from tests.functions.build import build_text
+from tests.harness.rdma import lacking
 
 pytest.register_assert_rewrite(
     *(f"tests.transport.contract{part}" for part in ("", "_faults", "_threads"))
 )
 
-from tests.transport.served import Gate, Serve, Served  # noqa: E402 - after the line above
+from tests.transport.served import Gate, Serve, Served  # noqa: E402
+
+PYTHONS = ("/usr/bin/python3",)  # of the distribution: pyverbs must match its libibverbs
 
 if TYPE_CHECKING:
     from rfaas.transport import Transport
@@ -37,6 +41,21 @@ def verbs_ends(rdma_ends: tuple[End, End]) -> tuple[End, End]:
 
     open_devices(rdma_ends[0])
     return rdma_ends
+
+
+@pytest.fixture(scope="session")
+def python(request: pytest.FixtureRequest) -> str:
+    """A Python that has pyverbs."""
+    working = ""
+    for candidate in PYTHONS:
+        found = subprocess.run(
+            [candidate, "-c", "import pyverbs.cmid"], capture_output=True, check=False
+        )
+        if found.returncode == 0:
+            working = candidate
+    if not working:
+        lacking(request.config, "no Python with pyverbs; Debian's package is python3-pyverbs")
+    return working
 
 
 @pytest.fixture

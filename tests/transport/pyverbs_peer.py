@@ -60,8 +60,9 @@ class Peer:
         self.cmid.resolve_route()
         wait_event(self.channel, ce.RDMA_CM_EVENT_ROUTE_RESOLVED)
         self.pd = PD(self.cmid.context)
-        self.cq = CQ(self.cmid.context, 4 * slots)
-        cap = QPCap(max_send_wr=2 * slots, max_recv_wr=2 * slots)
+        depth = order.get("depth", 2 * slots)
+        self.cq = CQ(self.cmid.context, 2 * depth)
+        cap = QPCap(max_send_wr=depth, max_recv_wr=depth)
         init = QPInitAttr(qp_type=e.IBV_QPT_RC, scq=self.cq, rcq=self.cq, cap=cap)
         self.qp = QP(self.pd, init, QPAttr())
         both = e.IBV_ACCESS_LOCAL_WRITE | e.IBV_ACCESS_REMOTE_WRITE
@@ -80,7 +81,7 @@ class Peer:
         ) + bytes.fromhex(order["secret"])
         hello = hello[: order.get("hello_bytes", len(hello))]
         self.modify(e.IBV_QPS_INIT)
-        for _ in range(2 * slots if order.get("receives", True) else 0):
+        for _ in range(depth if order.get("receives", True) else 0):
             self.receive()
         param = ConnParam(resources=0, depth=0, qp_num=self.qp.qp_num, data_len=len(hello))
         if hello:
@@ -158,9 +159,12 @@ def main(order):
     for step in order["steps"]:
         for _ in range(step.get("times", 1)):
             peer.write(step)
-        wanted = step.get("completions", 2 * step.get("times", 1))
+        wanted = 0 if step.get("until_failed") else 2 * step.get("times", 1)
+        wanted = step.get("completions", wanted)
         said = [peer.describe(wc) for wc in peer.completions(wanted)]
         said = [one for one in said if "sent" not in one]
+        while step.get("until_failed") and not said:
+            said = [one for one in map(peer.describe, peer.completions(1)) if "status" in one]
         if step.get("until_disconnected"):
             wait_event(peer.channel, ce.RDMA_CM_EVENT_DISCONNECTED)
         print(json.dumps(said), flush=True)

@@ -29,10 +29,19 @@ class VerbsServed(Served):
     def __init__(self, ends: tuple[End, End], library: Path | None, **options: Any) -> None:
         self._client, self._server = ends
         self.endpoint: Endpoint | None = None
+        self._connects = options.pop("connects", True)
         super().__init__(_Carrier(self), library, **options)
+
+    def connect(self) -> None:
+        """Have the client connect to all lanes, which it has not with `connects=False`."""
+        self._connects = True
+        lanes = self.accept(self._lanes, self.slots, self.slot_bytes)
+        self.calls._install(lanes, self.calls.functions)
 
     def accept(self, lanes: int, slots: int, slot_bytes: int) -> list[Lane]:
         """The client's side."""
+        if not self._connects:
+            return []
         return verbs.TRANSPORT.accept(
             lanes, slots, slot_bytes, (), self.endpoint, self._client.device
         )

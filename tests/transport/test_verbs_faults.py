@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
+from pathlib import Path
 
 import pytest
 
 from rfaas.errors import RfaasError, SystemCallError, UnavailableError
+from rfaas.native._window import Lane
 from rfaas.proto import wire
 from rfaas.proto.messages import Endpoint
 from rfaas.transport import verbs, verbs_errors
 from tests.harness.rdma import End
-from tests.transport.verbs_tools import SLOT_BYTES, SLOTS, answering, apart, held, output
+from tests.transport.served_verbs import open_devices
+from tests.transport.verbs_tools import (
+    SLOT_BYTES,
+    SLOTS,
+    answering,
+    answering_apart,
+    apart,
+    held,
+    output,
+)
 
 pytestmark = pytest.mark.rdma
 
@@ -82,3 +94,68 @@ def memlock_too_small(client: End, server: End, locks_always: bool) -> None:
             finally:
                 os._exit(0)
         os.waitpid(pid, 0)
+
+
+@pytest.mark.parametrize("kind", ["descriptors", "memory"])
+def test_resources_run_out(verbs_ends: tuple[End, End], kind: str) -> None:
+    """At each step in turn: a queue, a registration, a channel."""
+    refused = apart(resources_run_out, verbs_ends, kind).splitlines()
+    assert len(set(refused)) >= 2, refused
+    for line in refused:
+        assert re.match(r"cannot (connect to the worker at|make|open a lane)\b", line), line
+        assert re.search(r"EMFILE|ENOMEM|Too many open files|Cannot allocate", line), line
+
+
+def resources_run_out(client: End, server: End, kind: str) -> None:
+    which, step = {
+        "descriptors": (resource.RLIMIT_NOFILE, 1),
+        "memory": (resource.RLIMIT_AS, wire.PAGE_BYTES),
+    }[kind]
+    limit = resource.getrlimit(which)
+    with answering_apart(server) as worker:
+        open_devices(client)
+        before, spare = held(), -4  # numbers of descriptors have gaps
+        lane: Lane | None = None
+        while lane is None:
+            has = before["descriptors"] if kind == "descriptors" else virtual_bytes()
+            resource.setrlimit(which, (has + spare, limit[1]))
+            try:
+                lane = verbs.connect(worker.endpoint, 0, SLOTS, SLOT_BYTES, client.address)
+            except SystemCallError as error:
+                resource.setrlimit(which, limit)
+                print(error.text)
+                assert held() == before
+            finally:
+                resource.setrlimit(which, limit)
+            spare += step
+        assert verbs_errors.load().bare(lane, b"x" * 100, 2) is not None
+
+
+def virtual_bytes() -> int:
+    """Of address space, which RLIMIT_AS counts."""
+    return int(Path("/proc/self/statm").read_text().split()[0]) * wire.PAGE_BYTES
+
+
+def test_a_worker_out_of_queue_pairs(verbs_ends: tuple[End, End]) -> None:
+    said = apart(a_worker_out_of_queue_pairs, verbs_ends)
+    assert "the worker refused: it could not make a queue pair" in said
+
+
+def a_worker_out_of_queue_pairs(client: End, server: End) -> None:
+    """Its memory is used up when its client comes; it serves the next one, when it has some."""
+
+    def starve(orders: int) -> None:
+        limit = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (virtual_bytes(), limit[1]))
+        os.read(orders, 1)
+        resource.setrlimit(resource.RLIMIT_AS, limit)
+
+    with answering_apart(server, starve) as worker:
+        try:
+            verbs.connect(worker.endpoint, 0, SLOTS, SLOT_BYTES, client.address)
+        except UnavailableError as error:
+            print(error)
+        os.write(worker.order, b".")
+        assert os.read(worker.done, 1) == b"."
+        lane = verbs.connect(worker.endpoint, 0, SLOTS, SLOT_BYTES, client.address)
+        assert verbs_errors.load().bare(lane, b"x" * 100, 2) is not None

@@ -19,7 +19,7 @@ import pytest
 from rfaas.proto import wire
 from rfaas.proto.wire import Status
 from rfaas.transport import verbs
-from tests.harness.rdma import End, lacking
+from tests.harness.rdma import End
 from tests.transport.contract import SLOT_BYTES, pattern
 from tests.transport.served import eventually
 from tests.transport.served_verbs import VerbsServed
@@ -30,10 +30,9 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.rdma
 
-PYTHONS = ("/usr/bin/python3",)  # of the distribution: pyverbs must match its libibverbs
 PEER = Path(__file__).with_name("pyverbs_peer.py")
 SLOTS = 4
-REM_ACCESS_ERR = 10  # ibv_poll_cq(3)
+REM_ACCESS_ERR, RETRY_EXC_ERR, RNR_RETRY_EXC_ERR = 10, 12, 13  # ibv_poll_cq(3)
 STRANGER, VERSION, SECRET, LANE, GEOMETRY, TAKEN = range(1, 7)  # native/verbs_wire.h
 
 
@@ -75,21 +74,6 @@ class Alone(VerbsServed):
 
     def index(self, name: str) -> int:
         return self.calls.functions.index(name)
-
-
-@pytest.fixture(scope="session")
-def python(request: pytest.FixtureRequest) -> str:
-    """A Python that has pyverbs."""
-    working = ""
-    for candidate in PYTHONS:
-        found = subprocess.run(
-            [candidate, "-c", "import pyverbs.cmid"], capture_output=True, check=False
-        )
-        if found.returncode == 0:
-            working = candidate
-    if not working:
-        lacking(request.config, "no Python with pyverbs; Debian's package is python3-pyverbs")
-    return working
 
 
 @pytest.fixture
@@ -218,6 +202,32 @@ def test_a_slot_that_there_is_not(python: str, served: Alone) -> None:
     step = {"low": 0, "imm_slot": SLOTS, "completions": 1, "until_disconnected": True}
     run(python, served.order(step))
     served.says("broke the protocol: a request for a slot that there is not")
+
+
+FLOOD = 6 * SLOTS  # calls at once, though a client may have but SLOTS; receives are fewer
+
+
+def test_a_flood_waits_for_receives(python: str, served: Alone) -> None:
+    """The device holds back who sends more than there are receives for, and nothing is lost."""
+    step = {"low": served.index("sleep_ms"), "data": struct.pack("<I", 20).hex(), "times": FLOOD}
+    _, answers = run(python, served.order(step, depth=FLOOD))
+    assert [answer["low"] for answer in answers] == [Status.OK] * FLOOD
+
+
+@pytest.mark.slow
+def test_a_flood_that_waits_in_vain(python: str, served: Alone) -> None:
+    """It ends its own connection."""
+    lane = served.ours(1)
+    served.calls._install([lane], served.calls.functions)
+    step = {
+        "low": served.index("sleep_ms"),
+        "data": struct.pack("<I", 20_000).hex(),
+        "times": FLOOD,
+        "until_failed": True,
+    }
+    _, answers = run(python, served.order(step, depth=FLOOD))
+    assert answers[0]["status"] in (RETRY_EXC_ERR, RNR_RETRY_EXC_ERR)  # SoftRoCE says the first
+    assert served.calls.call("echo", b"after") == b"after"
 
 
 @pytest.mark.slow

@@ -5,13 +5,18 @@ from __future__ import annotations
 import os
 import re
 import select
+import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
+import msgspec
+
+from rfaas.native._worker import die_with_parent
 from rfaas.proto import wire
 from rfaas.proto.messages import Endpoint
 from rfaas.transport import ring, verbs_errors
@@ -48,6 +53,44 @@ def answering(end: End, slots: int = SLOTS, slot_bytes: int = SLOT_BYTES) -> Ite
         lanes.stop()
         for fd in (over, rings, account):
             os.close(fd)
+
+
+@contextmanager
+def answering_apart(end: End, work: Callable[[int], None] | None = None) -> Iterator[Fork]:
+    """The same in a process of its own; this one must not have opened a device yet.
+
+    Args:
+        work: done there when it listens, given `Fork.order` to read; it waits for that first.
+    """
+    told, tell = os.pipe()
+    orders, order = os.pipe()
+    pid = os.fork()
+    if not pid:
+        try:
+            die_with_parent(signal.SIGKILL, "rfaas-test")
+            with answering(end) as endpoint:
+                os.write(tell, msgspec.msgpack.encode(endpoint))
+                if work is not None:
+                    work(orders)
+                    os.write(tell, b".")
+                signal.pause()
+        finally:
+            os._exit(70)
+    try:
+        yield Fork(msgspec.msgpack.decode(os.read(told, 4096), type=Endpoint), order, told)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        for fd in (told, tell, orders, order):
+            os.close(fd)
+
+
+class Fork(NamedTuple):
+    """A worker in a process of its own."""
+
+    endpoint: Endpoint
+    order: int  # what is written here, its `work` can read
+    done: int  # readable when its `work` is done
 
 
 def output(*words: str) -> str:
