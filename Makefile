@@ -19,7 +19,8 @@ build: ## set up everything: system packages, .venv, native modules, functions/
 demo: build ## the whole path on this machine: lease, invoke, result, and how long each took
 	@./rfaas.py demo
 
-test: build ## run the tests
+test: build ## run the tests; installs what they run besides (packaging/container-engines.sh)
+	@packaging/container-engines.sh
 	@$(PYTHON_IN_TREE) -m pytest $(ARGS)
 
 softroce: ## build the guest that has RDMA devices, once (ten minutes; packaging/softroce)

@@ -28,8 +28,11 @@ RDMA = {  # modules of their own: nothing else links to libibverbs
     f"{NATIVE}/_rdma_stream.pyx": sorted(glob(f"{NATIVE}/rdma_*.c")),
 }
 RDMA_HEADER = "rdma/rdma_cma.h"
+# A program of its own, for containers; built and carried as the modules are, under their suffix.
+PROGRAM = "rfaas.native.inside"
+PROGRAM_SOURCE = f"{NATIVE}/inside.c"
 MODULES = sorted(set(glob(f"{NATIVE}/_*.pyx")) - set(RDMA))
-C_SOURCES = sorted(set(glob(f"{NATIVE}/*.c")).difference(*RDMA.values()))
+C_SOURCES = sorted(set(glob(f"{NATIVE}/*.c")).difference({PROGRAM_SOURCE}, *RDMA.values()))
 
 # hidden: calls between our own files go through no table, and a symbol of the
 # same name in a client's library cannot take one's place.
@@ -64,6 +67,22 @@ class BuildExtension(build_ext):
                 extension.extra_objects = objects
         super().build_extensions()
 
+    def build_extension(self, ext: Extension) -> None:
+        """A module, or the one program: linked with its own main, and to no Python."""
+        if ext.name != PROGRAM:
+            super().build_extension(ext)
+            return
+        compiler: Any = self.compiler
+        objects = compiler.compile(ext.sources, output_dir=self.build_temp, extra_postargs=CFLAGS)
+        target = self.get_ext_fullpath(ext.name)
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        compiler.link_executable(
+            [*objects, *ext.extra_objects],
+            target,
+            libraries=LIBRARIES,
+            extra_postargs=["-pie", *LDFLAGS],
+        )
+
 
 extensions = [
     Extension(
@@ -90,6 +109,7 @@ if has_header(RDMA_HEADER):
         )
         for module, sources in RDMA.items()
     ]
+extensions.append(Extension(PROGRAM, sources=[PROGRAM_SOURCE]))
 # The library that `rfaas bench` sends to its worker: no Python in it, built as one all the same.
 extensions.append(
     Extension(

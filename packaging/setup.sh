@@ -16,7 +16,7 @@ logs=build/setup
 tab=$(printf '\t')
 
 # What setup.py makes a binary of, each beside its source; and what they all depend on.
-modules='rfaas/native/_[!v]*.pyx rfaas/bench/*.c' # and, see list_modules:
+modules='rfaas/native/_[!v]*.pyx rfaas/native/inside.c rfaas/bench/*.c' # and, see list_modules:
 verbs_module=rfaas/native/_verbs.pyx
 module_sources='setup.py rfaas/native/*.pyx rfaas/native/*.px[di] rfaas/native/*.[ch]'
 module_sources="$module_sources rfaas/bench/*.[ch]"

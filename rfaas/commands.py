@@ -16,7 +16,11 @@ TRANSPORT_FLAG = ("--transport", "lane.transport", "NAME", "how calls travel: au
 LEASE_FLAGS = (
     ("--cores", "lease.cores", "N", "cores to lease, one lane each"),
     ("--memory", "lease.memory", "SIZE", "memory to lease, such as 2GiB"),
-    ("--isolation", "lease.isolation", "LEVEL", "how a worker is shut in: none, process, sandbox"),
+    (
+        *("--isolation", "lease.isolation", "LEVEL"),
+        "how a worker is shut in: none, process, sandbox, bubblewrap, container",
+    ),
+    ("--image", "lease.image", "NAME", "the image of level container: NAME@sha256:DIGEST"),
     TRANSPORT_FLAG,
     ("--slots", "lane.slots", "N", "calls that a lane holds at once"),
     ("--slot-bytes", "lane.slot_bytes", "SIZE", "largest input and output of a call"),
@@ -219,8 +223,8 @@ def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         action="store_true",
         help="the ledger alone, with 10 to 10,000 nodes; leases",
     )
-    isolation = next(flag for flag in LEASE_FLAGS if flag[0] == "--isolation")
-    _add_common(bench, (*CLIENT_FLAGS, isolation, TRANSPORT_FLAG))
+    isolation = [flag for flag in LEASE_FLAGS if flag[0] in ("--isolation", "--image")]
+    _add_common(bench, (*CLIENT_FLAGS, *isolation, TRANSPORT_FLAG))
 
 
 def _add_config(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -57,6 +57,7 @@ Words = Annotated[
         description="words of small letters, digits and -, with spaces between them",
     ),
 ]
+Patterns = Annotated[str, Meta(max_length=4095, pattern=r"^[^\x00]*$")]
 Switch = Annotated[bool, Meta()]
 Cores = Annotated[int, Meta(ge=1, le=65536)]
 Duration = Annotated[float, Meta(ge=0.1, le=_TEN_YEARS_S)]
@@ -126,7 +127,10 @@ class LeaseConfig(Section, frozen=True):
     memory: Size | Literal["all"] = 1 << 30
     placement: Literal["pack", "spread", "node"] = "pack"
     wait_s: Annotated[float, Meta(ge=0, le=_TEN_YEARS_S)] = 0.0
-    isolation: Literal["default", "none", "process", "sandbox", "container"] = "default"
+    isolation: Literal["default", "none", "process", "sandbox", "bubblewrap", "container"] = (
+        "default"
+    )
+    image: Path = ""
 
 
 class SandboxConfig(Section, frozen=True):
@@ -141,6 +145,26 @@ class SandboxConfig(Section, frozen=True):
     processes: Annotated[int, Meta(ge=1, le=2**22)] = 64
     open_files: Annotated[int, Meta(ge=32, le=2**20)] = 256
     file_size: Size = 1 << 30
+
+
+class ContainerConfig(Section, frozen=True):
+    """`[container]`: what runs the images that leases name, and which ones."""
+
+    engine: Literal[
+        "auto", "runc", "crun", "podman", "docker", "apptainer", "singularity", "sarus"
+    ] = "auto"
+    images: Patterns = "*"
+    pull: Literal["missing", "never"] = "missing"
+    pull_timeout_s: Annotated[float, Meta(ge=1, le=86400)] = 600.0
+    store: Path = ""
+    registry_auth: Path = ""
+    registry_insecure: Switch = False
+    podman_runtime: Name = ""
+    docker_rdma_sriov: Switch = False
+    docker_network: Name = ""
+    docker_address: Name = ""
+    docker_volume: Path = ""
+    docker_registry: Name = ""
 
 
 class LaneConfig(Section, frozen=True):
@@ -195,6 +219,7 @@ class Config(Section, frozen=True):
     control: ControlConfig = ControlConfig()
     lease: LeaseConfig = LeaseConfig()
     sandbox: SandboxConfig = SandboxConfig()
+    container: ContainerConfig = ContainerConfig()
     lane: LaneConfig = LaneConfig()
     rdma: RdmaConfig = RdmaConfig()
     http: HttpConfig = HttpConfig()
@@ -305,6 +330,7 @@ def _keys(section: str) -> dict[str, config_text.Key]:
 def _filled(config: Config, environ: Mapping[str, str], host: str) -> Config:
     """Addresses, names and paths in place of "", as far as they are known without asking."""
     manager, executor, client = config.resource_manager, config.executor, config.client
+    container = config.container
     # Not from the password database: on a cluster that may be a question to another machine.
     user = environ.get("USER") or environ.get("LOGNAME") or str(os.geteuid())
     runtime = runtime_dir(environ)
@@ -324,6 +350,7 @@ def _filled(config: Config, environ: Mapping[str, str], host: str) -> Config:
             name=name,
             resource_manager=executor.resource_manager or address,
         ),
+        container=replace(container, store=container.store or f"{state_dir(environ)}/images"),
         http=replace(config.http, keys=config.http.keys or f"{state_dir(environ)}/http-keys"),
         client=replace(client, name=client.name or f"{user}@{host}:{os.getpid()}"),
     )

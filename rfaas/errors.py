@@ -14,6 +14,7 @@ Split by whose fault it is, because that decides what a person does next:
     │   ├── AddressInUseError       somebody else listens there
     │   ├── UnavailableError        nobody answers there
     │   ├── DeviceError             no RDMA device, or one that cannot be used
+    │   ├── ImageError              the container image cannot be had
     │   ├── LibraryMissingError     the node does not have the library (yet)
     │   ├── PeerLostError           a peer that did answer is gone
     │   ├── ProtocolError           a peer sent what the protocol forbids
@@ -48,6 +49,7 @@ __all__ = [
     "DeviceError",
     "FunctionFailedError",
     "FunctionNotFoundError",
+    "ImageError",
     "InternalError",
     "LeaseEndedError",
     "LibraryError",
@@ -133,6 +135,10 @@ class UnavailableError(WorldError):
 
 class DeviceError(WorldError):
     code = "device"
+
+
+class ImageError(WorldError):
+    code = "image"
 
 
 class LibraryMissingError(WorldError):

@@ -131,7 +131,10 @@ async def _serve(
         else:
             _ensure_place(own.address)
         serving = executor.run(
-            own, clock, ready, stop, nursery, private, waiting, config.rdma.device, config.control
+            *(own, clock, ready, stop, nursery, private, waiting),
+            device=config.rdma.device,
+            control=config.control,
+            container=config.container,
         )
         task = loop.create_task(serving)
         task.add_done_callback(lambda _: stop_manager.set())  # it tells the manager how it ended

@@ -122,9 +122,10 @@ class Importer:
         """A file that is carried beside the code, by "<this file>/<its path>"."""
         name = path[len(self.one_file) + 1 :] if path.startswith(self.one_file + "/") else path
         found = self._index.get(name) or self._index.get(name[:-3].replace("/", "."))
-        if found is None or found[0] != DATA:
+        if found is None or found[0] & ~COLD not in (NATIVE, DATA):
             raise FileNotFoundError(2, "not carried in this file", path)
-        return self._read(name, *found[1:])
+        data = self._read(name, *found[1:])
+        return self._inflated(name, data) if found[0] & COLD and found[0] != DATA else data
 
     def _read(self, name, offset, size, check):
         if self._kept is not None and offset >= self._kept_at:

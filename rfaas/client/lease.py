@@ -37,12 +37,14 @@ from rfaas.proto.messages import (
     Done,
     Endpoint,
     Functions,
+    ImageProgress,
     LeaseEnded,
     LeaseGranted,
     LeaseOpened,
     LeasePart,
     LeaseTerminating,
     ListFunctions,
+    Message,
     OpenLease,
     ReleaseLease,
     RenewLease,
@@ -117,6 +119,7 @@ class Lease(Lanes):
         self.know(granted)
         start = time.monotonic_ns()
         self._link = self._session.link_to(granted.address)
+        self._link.heard = self._heard
         self._link.ask(self._shown(self._link, granted), LeaseOpened)
         self.steps_ns["connect"] = time.monotonic_ns() - start
         self._start_worker()
@@ -391,6 +394,14 @@ class Lease(Lanes):
                 self._watched.append(self._watched.pop(0))
 
     # Links and ends
+
+    def _heard(self, notice: Message) -> bool:
+        """What is told while something else is waited for: how far the image is."""
+        if not isinstance(notice, ImageProgress):
+            return False
+        if self._session.progress is not None:
+            self._session.progress(notice.text)
+        return True
 
     def _listen(self, wait_s: float) -> None:
         """Take in what the executor has said without being asked."""

@@ -86,6 +86,7 @@ class Session:
         self._lock = threading.Lock()
         self._leases: weakref.WeakSet[Lease] = weakref.WeakSet()
         self._private: PrivateExecutor | None = None
+        self.progress: Callable[[str], None] | None = None  # told of what takes long: an image
         self._keeper: threading.Thread | None = None
         self._closed = threading.Event()
         self.link, self.where = self._connect()
@@ -140,6 +141,7 @@ class Session:
         isolation: str | None = None,
         placement: Literal["pack", "spread", "node"] | None = None,
         wait_s: float | None = None,
+        image: str | None = None,
         slots: int | None = None,
         slot_bytes: int | str | None = None,
         hot_timeout_ms: int | None = None,
@@ -158,6 +160,7 @@ class Session:
             placement: "pack" on as few nodes as possible, "spread" evenly over many, "node"
                 on one node or not at all.
             wait_s: how long to wait for cores in the queue; 0: not at all.
+            image: what it runs in, at level "container": a name with its digest.
             slots: calls that a lane can hold at once.
             slot_bytes: the largest input, and output, of a call.
             hot_timeout_ms: milliseconds that a lane spins after a call before it
@@ -180,6 +183,7 @@ class Session:
             isolation=self._isolation(isolation),
             placement=self._asked("lease", "placement", placement),
             wait_s=self._asked("lease", "wait_s", wait_s),
+            image=self._asked("lease", "image", image),
         )
         found = Library.read(library)
         options = {

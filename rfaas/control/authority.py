@@ -343,6 +343,7 @@ def granted(grant: Lease, address: str, key: bytes, wall_s: float, request_id: i
         cores=grant.cores,
         memory_bytes=grant.memory_bytes,
         isolation=grant.isolation,
+        image=grant.image,
         duration_s=grant.duration_s,
         issued_at_s=wall_s,
         not_after_s=wall_s + grant.duration_s,
@@ -378,6 +379,7 @@ def ask_of(request: RequestLease, account: str, lease: str) -> Ask:
         memory_bytes=ALL if request.memory_bytes == "all" else request.memory_bytes,
         duration_s=request.duration_s,
         isolation=request.isolation,
+        image=request.image,
         placement=request.placement,
         wait_s=request.wait_s,
     )

@@ -35,6 +35,7 @@ class Ask(Struct, frozen=True, kw_only=True, gc=False):
     duration_s: float
     isolation: str
     placement: Placement = "pack"
+    image: str = ""  # for level `container`
     wait_s: float = 0.0  # how long it may stand in the queue; 0: not at all
 
 
@@ -76,6 +77,7 @@ class Lease(Struct, gc=False):
     ending: str = ""  # the cause that was given notice of: it cannot be renewed
     state: str = LIVE
     usage: Usage = UNUSED
+    image: str = ""  # not kept in a store: the node knows it from the first token
 
     def over(self, now_s: float) -> str:
         """Why the lease is over, "" where it is not; a deadline counts before its tick."""

@@ -258,6 +258,7 @@ class Ledger(Book):
             self._fence,
             bundle,
             ask.account,
+            image=ask.image,
         )
         self._enter(lease)
         return lease

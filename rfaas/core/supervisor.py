@@ -17,6 +17,8 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from msgspec.structs import replace
+
 from rfaas.core.accounting import allocated_ns
 from rfaas.core.tokens import Claims
 from rfaas.errors import CapacityError, LeaseEndedError, UsageError
@@ -112,7 +114,8 @@ class Supervisor:
             raise LeaseEndedError(f"lease {claims.lease[:8]} is over: {cause}")
         if lease is not None:
             if claims.fence >= lease.claims.fence and not lease.ending:
-                lease.claims = claims
+                # A manager that was started anew knows no image: it is that of the grant.
+                lease.claims = replace(claims, image=lease.claims.image)
                 lease.ends_at_s = now_s + left_s
             return lease
         if claims.cores > len(self._free):

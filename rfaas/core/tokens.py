@@ -23,7 +23,7 @@ import msgspec
 from msgspec import Struct
 
 from rfaas.errors import InternalError, LeaseEndedError, ProtocolError
-from rfaas.proto.messages import Bytes, Cores, Count, LeaseId, Name, Seconds
+from rfaas.proto.messages import Bytes, Cores, Count, ImageName, LeaseId, Name, Seconds
 
 SCHEME_HMAC_SHA256 = 1
 KEY_BYTES = 32
@@ -43,6 +43,7 @@ class Claims(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     cores: Cores
     memory_bytes: Bytes
     isolation: Name
+    image: ImageName = ""
     duration_s: Seconds
     issued_at_s: float
     not_after_s: float

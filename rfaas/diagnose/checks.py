@@ -7,10 +7,11 @@ check is a function here and its name in CHECKS.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from itertools import count
 
-from rfaas.diagnose.records import Device, Facts, Record
+from rfaas.diagnose.containers import bubblewrap, containers
+from rfaas.diagnose.records import Device, Facts, Finding, Wants
 from rfaas.units import format_bytes
 
 USES = ("shm", "verbs", "sandbox")  # what may be blocked; --need takes one
@@ -19,26 +20,6 @@ LANDLOCK_ABI_WANTED = 4  # the first that holds TCP; landlock(7)
 FILES_OF_EXECUTOR, FILES_PER_WORKER = 24, 8  # with its links, and one client's for each worker
 SHM_BYTES_LOW = 64 << 20
 CLOCKS = ("tsc", "arch_sys_counter", "kvm-clock")  # read without a system call
-
-
-class Wants(Record, frozen=True, kw_only=True):
-    """What the configuration asks of the machine."""
-
-    window_bytes: int  # that one lane has the NIC reach
-    slots: int
-    slot_bytes: int
-    knows_verbs: bool = True  # lane.transport may be "verbs"
-    degrade: Sequence[str] = ()  # parts that a sandbox may lack: `sandbox.degrade`
-
-
-class Finding(Record, frozen=True, kw_only=True):
-    """What one check found."""
-
-    check: str
-    text: str
-    blocks: Sequence[str] = ()  # what cannot work because of it
-    is_hint: bool = False  # works, could be better
-    mend: Sequence[str] = ()  # commands, or what to do
 
 
 Check = Callable[[Facts, Wants], Iterator[Finding]]
@@ -449,5 +430,6 @@ def _software_device(facts: Facts) -> list[str]:
 CHECKS: tuple[Check, ...] = (
     *(python, shared_memory, cores, clock, huge_pages, open_files),
     *(namespaces, landlock, seccomp, cgroups),
+    *(bubblewrap, containers),
     *(modules, libraries, devices, atomics, memlock, transport),
 )

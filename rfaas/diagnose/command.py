@@ -10,8 +10,8 @@ import msgspec
 
 from rfaas.config import Config
 from rfaas.diagnose import report
-from rfaas.diagnose.checks import Wants, blocked, examine
-from rfaas.diagnose.records import Node
+from rfaas.diagnose.checks import blocked, examine
+from rfaas.diagnose.records import Node, Wants
 from rfaas.errors import UnavailableError
 
 NO_DEVICE = "no RDMA device: neither a card that the kernel drives nor one in software"

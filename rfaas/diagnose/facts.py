@@ -16,7 +16,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
-from rfaas.diagnose import devices, netlink, pyverbs_import
+from rfaas.diagnose import containers, devices, netlink, pyverbs_import
 from rfaas.diagnose.records import Cgroup, Facts
 
 NATIVE = ("_wire", "_window", "_calls", "_worker")  # what every call needs
@@ -75,6 +75,8 @@ def gather() -> Facts:
         cgroup=read_cgroup(_read("/proc/self/cgroup"), _read("/proc/self/mountinfo")),
         user_namespace_error=_user_namespace_error(),
         landlock_abi=max(0, libc.syscall(LANDLOCK_CREATE_RULESET, None, 0, LANDLOCK_VERSION)),
+        programs=containers.programs(),
+        bubblewrap_error=containers.bubblewrap_error(),
         has_seccomp_filter=os.path.exists("/proc/sys/kernel/seccomp/actions_avail"),
     )
 

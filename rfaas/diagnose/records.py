@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from msgspec import Struct
 
 
@@ -139,3 +141,25 @@ class Facts(Record, frozen=True, kw_only=True):
     user_namespace_error: str = ""  # "": they can be made
     landlock_abi: int = 0  # 0: none
     has_seccomp_filter: bool = False
+    programs: dict[str, str] = {}  # name: where it is; "": not here
+    bubblewrap_error: str = ""  # "": bwrap confines
+
+
+class Wants(Record, frozen=True, kw_only=True):
+    """What the configuration asks of the machine."""
+
+    window_bytes: int  # that one lane has the NIC reach
+    slots: int
+    slot_bytes: int
+    knows_verbs: bool = True  # lane.transport may be "verbs"
+    degrade: Sequence[str] = ()  # parts that a sandbox may lack: `sandbox.degrade`
+
+
+class Finding(Record, frozen=True, kw_only=True):
+    """What one check found."""
+
+    check: str
+    text: str
+    blocks: Sequence[str] = ()  # what cannot work because of it
+    is_hint: bool = False  # works, could be better
+    mend: Sequence[str] = ()  # commands, or what to do

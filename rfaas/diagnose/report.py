@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import get_args, get_type_hints
 
 from rfaas.config import Config
-from rfaas.diagnose.checks import USES, Finding, blocked
-from rfaas.diagnose.records import Device, Facts, Node, Port
+from rfaas.diagnose.checks import USES, blocked
+from rfaas.diagnose.records import Device, Facts, Finding, Node, Port
 
 DEVICE_HEAD = (
     *("device", "kind", "state", "link", "speed", "netdev", "addresses"),

@@ -26,7 +26,13 @@ from rfaas.launch.warm import Warm
 from rfaas.launch.workers import WorkerProcess, Zygote, crash_cause, exit_text
 from rfaas.launch.zygote import Started
 from rfaas.proto.messages import StartWorker, Usage
-from rfaas.proto.worker_messages import Limits, LoadLibrary, SpawnWorker, WorkerDied
+from rfaas.proto.worker_messages import (
+    ContainerTask,
+    Limits,
+    LoadLibrary,
+    SpawnWorker,
+    WorkerDied,
+)
 from rfaas.sandbox import level
 
 PATIENCE_MIN_S = 0.05  # between two looks at what is ending, even with no stop_grace_s
@@ -117,13 +123,18 @@ class Pool:
                     raise
 
     async def start(
-        self, request: StartWorker, transport: str, host: str
+        self,
+        request: StartWorker,
+        transport: str,
+        host: str,
+        container: ContainerTask | None = None,
     ) -> tuple[Worker, WorkerProcess, LeaseOnNode]:
         """Start the worker of a lease with a library that is here.
 
         Args:
             transport: what feeds its rings.
             host: the address where it listens, if it does.
+            container: what it runs in, at level `container`.
 
         Raises:
             LibraryMissingError: the library is not here; send it.
@@ -153,6 +164,7 @@ class Pool:
                 file_bytes=self._node.file_size,
             ),
             cpus=lease.cpus,
+            container=container,
         )
         task = LoadLibrary(
             ring_bytes=process.ring_bytes,
@@ -196,6 +208,10 @@ class Pool:
         if order.isolation == DEFAULT:
             self._warm.want(DEFAULT)
         return worker, process, lease
+
+    def claims(self, lease: str) -> Claims:
+        """What a live lease grants."""
+        return self._supervisor.live(lease).claims
 
     def _process(
         self, number: int, request: StartWorker, lease: LeaseOnNode, transport: str

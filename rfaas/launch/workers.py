@@ -20,7 +20,14 @@ from msgspec.structs import replace
 
 from rfaas.control.aio import AsyncLink, no_silent_end
 from rfaas.core.accounting import usage_of
-from rfaas.errors import InternalError, LibraryError, WorkerCrashedError, from_wire
+from rfaas.errors import (
+    InternalError,
+    LibraryError,
+    PeerLostError,
+    ProtocolError,
+    WorkerCrashedError,
+    from_wire,
+)
 from rfaas.launch.accounts import Account
 from rfaas.launch.output import Output
 from rfaas.native._worker import end_ring
@@ -167,7 +174,13 @@ class Zygote:
                     if not answer.done():
                         answer.set_exception(from_wire(message.code, message.text, message.hint))
                 case WorkerDied():
-                    self._deaths.pop(message.pid).set_result(message)
+                    _tell(self._deaths.pop(message.pid), message)
+
+
+def _tell(death: asyncio.Future[WorkerDied], message: WorkerDied) -> None:
+    """A worker's death is told once, by its keeper or by the zygote."""
+    if not death.done():
+        death.set_result(message)
 
 
 async def _within(look: Callable[[], bool]) -> bool:
@@ -201,6 +214,7 @@ class WorkerProcess:
         self._account_fd = -1
         self._link: AsyncLink | None = None
         self._death: asyncio.Future[WorkerDied] | None = None
+        self._listening: asyncio.Task[None] | None = None
         self.gone = asyncio.Event()  # set by the executor when all that follows is done
 
     async def start(
@@ -257,11 +271,19 @@ class WorkerProcess:
                     self.steps_ns = message.steps_ns
                     self.endpoint = message.endpoint
                     if not message.more:
+                        self._listening = asyncio.create_task(self._listen(self._link))
                         return
                 case _:
                     raise LibraryError(f"the worker sent {type(message).__name__} while loading")
         death = await asyncio.shield(self._death)
         raise WorkerCrashedError(f"the worker died while it loaded the library: {exit_text(death)}")
+
+    async def _listen(self, link: AsyncLink) -> None:
+        """A keeper tells of its worker's death before all of its container is taken away."""
+        with suppress(PeerLostError, ProtocolError):
+            message = await link.receive()
+            if isinstance(message, WorkerDied) and self._death is not None:
+                _tell(self._death, message)
 
     def usage(self, allocated_ns: int, carried: Usage) -> Usage:
         """What its lease has used so far, on top of what earlier workers had."""
@@ -283,6 +305,9 @@ class WorkerProcess:
 
     async def close(self) -> None:
         """Let go of the memory and the link of a worker that is dead."""
+        if self._listening is not None:
+            self._listening.cancel()
+            await asyncio.gather(self._listening, return_exceptions=True)
         if self.account is not None:
             self.account.close()
             self.account = None

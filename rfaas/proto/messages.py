@@ -20,6 +20,7 @@ that names both.  Replies are the message that stands under "answered by", or
                             StopWorker        WorkerStopped
                             GetOutput         WorkerOutput
     executor -> client      WorkerExited      (notice)
+                            ImageProgress     (notice)
                             LeaseTerminating  (notice)
                             LeaseEnded        (notice)
     executor -> manager     JoinNode          NodeJoined
@@ -64,6 +65,7 @@ Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Cores = Annotated[int, Meta(ge=1, le=65536)]
 Bytes = Annotated[int, Meta(ge=0, le=2**60)]
 Seconds = Annotated[float, Meta(ge=0, le=10 * 365 * 86400)]
+ImageName = Annotated[str, Meta(max_length=512)]  # as of rfaas.core.image
 Token = Annotated[bytes, Meta(max_length=4096)]
 Proof = Annotated[bytes, Meta(max_length=32)]  # of `proto.proof.prove`, b"" for none
 
@@ -131,6 +133,7 @@ class RequestLease(Message, frozen=True):
     memory_bytes: Bytes | Literal["all"]
     duration_s: Seconds
     isolation: Name = "sandbox"
+    image: ImageName = ""
     placement: Literal["pack", "spread", "node"] = "pack"
     wait_s: Seconds = 0.0
 
@@ -401,6 +404,13 @@ class WorkerStarted(Message, frozen=True):
     steps_ns: dict[str, int] = {}
     isolation: Name = "process"  # the level that was obtained
     lacks: Annotated[tuple[Name, ...], Meta(max_length=64)] = ()  # the parts that it has not
+
+
+class ImageProgress(Message, frozen=True):
+    """The lease's image is being fetched; `text` says how far."""
+
+    lease: LeaseId
+    text: Text
 
 
 class ListFunctions(Message, frozen=True):

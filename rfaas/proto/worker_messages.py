@@ -18,7 +18,7 @@ from typing import Annotated
 
 from msgspec import Meta, Struct, field
 
-from rfaas.proto.messages import Bytes, Count, Endpoint, Message, Name, Text
+from rfaas.proto.messages import Bytes, Count, Endpoint, ImageName, Message, Name, Text
 
 
 class Limits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -74,6 +74,19 @@ class LibraryLoaded(Message, frozen=True):
     steps_ns: dict[str, int] = field(default_factory=dict)
 
 
+class ContainerTask(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Which image a worker of level `container` runs in, and by what.
+
+    `image` is its name as the engine knows it, `root` its unpacked tree where the engine takes
+    one, `options` the node's keys of `[container]`.
+    """
+
+    engine: Name
+    image: ImageName
+    root: Text = ""
+    options: dict[Name, Text] = field(default_factory=dict)
+
+
 class ServeRings(Message, frozen=True):
     """To a new process: be the endpoint of a worker.  Descriptors: rings, accounting page.
 
@@ -106,6 +119,7 @@ class SpawnWorker(Message, frozen=True):
     lease: Annotated[str, Meta(max_length=32)] = ""
     limits: Limits = Limits()
     cpus: tuple[int, ...] = ()
+    container: ContainerTask | None = None
 
 
 class WorkerSpawned(Message, frozen=True):

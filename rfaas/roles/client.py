@@ -35,6 +35,7 @@ def run(config: Config, options: argparse.Namespace) -> int:
     lane = replace(config.lane, slot_bytes=max(config.lane.slot_bytes, len(data)))
     started = time.monotonic_ns()
     with Session(replace(config, lane=lane)) as session:
+        session.progress = lambda text: print(f"rfaas: {text}", file=sys.stderr, flush=True)
         connected = time.monotonic_ns()
         with session.lease(library=options.library) as lease:
             leased = time.monotonic_ns()

@@ -21,7 +21,7 @@ from msgspec.structs import replace
 
 from rfaas import __version__, addresses
 from rfaas.clock import Clock
-from rfaas.config import ControlConfig, ExecutorConfig
+from rfaas.config import ContainerConfig, ControlConfig, ExecutorConfig
 from rfaas.control import aio, munge
 from rfaas.control.aio import AsyncLink, Listener
 from rfaas.control.authority import Authority, ManagerAuthority, OwnAuthority, Told
@@ -37,6 +37,7 @@ from rfaas.errors import (
     UsageError,
     WorldError,
 )
+from rfaas.launch.images import Images
 from rfaas.launch.incoming import Incoming
 from rfaas.launch.libraries import Libraries
 from rfaas.launch.node import PRIVATE, cores_of, memory_of
@@ -44,6 +45,7 @@ from rfaas.launch.pool import Pool
 from rfaas.launch.zygote import Started
 from rfaas.proto import messages as m
 from rfaas.proto.codec import names_page
+from rfaas.proto.worker_messages import ContainerTask
 from rfaas.transport import fitting, transport
 
 REQUESTS_PER_LINK_MAX = 16
@@ -81,11 +83,13 @@ class Executor:
         lost: Callable[[str], None],
         device: str = "",
         control: ControlConfig = ControlConfig(),  # noqa: B008 - frozen
+        images: Images | None = None,
     ) -> None:
         cores, cpus = cores_of(config)
         self._config = config
         self._device = device
         self._control = control
+        self._images = images or Images(ContainerConfig())
         self._clock = clock
         self._started_s = clock.monotonic_s()
         self._clients: dict[str, Client] = {}  # by lease
@@ -339,7 +343,8 @@ class Executor:
         except WorldError as error:
             text = f"node {self._config.name} cannot serve over {carrier.name}: {error.text}"
             raise type(error)(text, hint=error.hint) from None
-        worker, process, lease = await self._pool.start(request, carrier.name, host)
+        container = await self._container(request.lease)
+        worker, process, lease = await self._pool.start(request, carrier.name, host, container)
         log.info(
             "lease %s: worker %d, isolation %s, serves %d lanes on processors %s",
             request.lease[:8],
@@ -364,6 +369,19 @@ class Executor:
             lacks=self._pool.lacks(lease.claims.isolation),
         )
         return started, carrier.offer(process.rings_fd)
+
+    async def _container(self, lease: str) -> ContainerTask | None:
+        """What the lease's worker runs in, fetched if need be; None where that is this machine."""
+        claims = self._pool.claims(lease)
+        if claims.isolation != "container":
+            return None
+
+        def say(text: str) -> None:
+            client = self._clients.get(lease)
+            if client is not None:
+                client.notify(m.ImageProgress(lease=lease, text=text))
+
+        return await self._images.task(claims.image, say)
 
     def _output(self, client: Client, request: m.GetOutput) -> m.WorkerOutput:
         # Its own client may read it, and who may open our socket's file: the executor's user.
@@ -419,7 +437,7 @@ def unexpected(error: Exception, message: m.Message) -> RfaasError:
     )
 
 
-async def run(  # noqa: PLR0913, PLR0917 - what it is made of
+async def run(  # noqa: PLR0913 - what it is made of
     config: ExecutorConfig,
     clock: Clock,
     ready: Callable[[str], None],
@@ -428,7 +446,9 @@ async def run(  # noqa: PLR0913, PLR0917 - what it is made of
     private: socket.socket | None = None,
     waiting: Callable[[str], None] = lambda _: None,
     device: str = "",
+    *,
     control: ControlConfig = ControlConfig(),  # noqa: B008 - frozen
+    container: ContainerConfig = ContainerConfig(),  # noqa: B008 - frozen
 ) -> None:
     """Live as an executor until `stop` is set, or the link of a private one ends.
 
@@ -439,6 +459,7 @@ async def run(  # noqa: PLR0913, PLR0917 - what it is made of
         waiting: called, before `ready`, when it listens and has yet to join its manager.
         device: the RDMA device that workers listen on; "": the first that can be used.
         control: who may connect, and how the manager finds out whose node this is.
+        container: how images are run.
 
     Raises:
         AddressInUseError, SystemCallError: it cannot listen.
@@ -451,7 +472,8 @@ async def run(  # noqa: PLR0913, PLR0917 - what it is made of
         stop.set()
 
     loop = asyncio.get_running_loop()
-    executor = Executor(config, clock, zygote, ready, lost, device, control)
+    images = Images(container)
+    executor = Executor(config, clock, zygote, ready, lost, device, control, images)
     ticking = loop.create_task(executor.tick())
     waits: list[asyncio.Task[object]] = [loop.create_task(stop.wait())]
     try:

@@ -37,6 +37,9 @@ def run(link: Link) -> int:
             return endpoint.run(link, task)
         if not isinstance(task, LoadLibrary):
             raise ProtocolError(f"a worker's first message is LoadLibrary, not {task}")
+        level = sandbox.level(task.isolation)
+        if isinstance(level, sandbox.Kept):  # the worker is in there, and this its keeper
+            return level.keep(link, task)
         try:
             lanes = _load(link, task)
         except RfaasError as error:

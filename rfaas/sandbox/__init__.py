@@ -13,14 +13,15 @@ Adding one: docs/architecture.md, "add an isolation level".
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple, NoReturn, Protocol
+from typing import TYPE_CHECKING, NamedTuple, NoReturn, Protocol, runtime_checkable
 
 from rfaas.errors import UsageError
-from rfaas.sandbox import none, process, sandbox
+from rfaas.sandbox import bubblewrap, container, none, process, sandbox
 
 if TYPE_CHECKING:
     from rfaas.config import SandboxConfig
-    from rfaas.proto.worker_messages import Lack, Limits, SpawnWorker
+    from rfaas.control.link import Link
+    from rfaas.proto.worker_messages import Lack, Limits, LoadLibrary, SpawnWorker
 
 
 class Birth(NamedTuple):
@@ -88,7 +89,17 @@ class Level(Protocol):
         """
 
 
-_ALL: tuple[Level, ...] = (none.LEVEL, process.LEVEL, sandbox.LEVEL)  # the weakest first
+@runtime_checkable
+class Kept(Protocol):
+    """A level whose workers another program confines (`keeper.py`)."""
+
+    def keep(self, link: Link, task: LoadLibrary) -> int:
+        """In the process that `start` forked, instead of `enter`: run the worker in there."""
+
+
+_ALL: tuple[Level, ...] = (  # the weakest first
+    *(none.LEVEL, process.LEVEL, sandbox.LEVEL, bubblewrap.LEVEL, container.LEVEL),
+)
 LEVELS = {one.name: one for one in _ALL}
 
 

@@ -9,6 +9,7 @@ being the inode of the process namespace that the second is a process of.
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import re
 import time
@@ -18,12 +19,13 @@ from itertools import count
 from typing import NamedTuple
 
 from rfaas.paths import system_text
-from rfaas.proto.worker_messages import Limits
+from rfaas.proto.worker_messages import Lack, Limits
 
 CONTROLLERS = ("memory", "pids", "cpuset")
 BASE_BYTES = 64 << 20  # what a worker itself touches of its own, before the function allocates
 STALE_S = 60.0  # a group that old and without a process is in nobody's hands
 BASE_PROCESSES = 2  # its init, and its main thread
+HINT = "delegate a group to the executor: Delegate=yes in its systemd unit"
 _PREFIX = "rfaas-"
 _OURS = re.compile(r"rfaas-\d+-\d+-\d+-\d+")
 _ESCAPES = (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\"))  # of mountinfo
@@ -125,6 +127,18 @@ class Groups:
         if not self.places.folders:
             return None
         return Group(self.places, f"{self._name}{next(self._numbers)}")
+
+
+@functools.cache
+def of_node() -> Groups:
+    """Those of this zygote, whatever the levels of its workers."""
+    return Groups()
+
+
+def lacks() -> list[Lack]:
+    """What of them this node cannot give its workers."""
+    why = of_node().why
+    return [Lack("cgroup", why, HINT)] if why else []
 
 
 def find() -> tuple[Places, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from rfaas.errors import SystemCallError
@@ -24,19 +25,25 @@ def set_all(limits: Limits, *, whole: bool) -> None:
     Raises:
         SystemCallError: the system refuses one.
     """
-    _limit("core dumps", resource.RLIMIT_CORE, 0)
+    for what, kind, value in wanted(limits, whole=whole):
+        _limit(what, kind, value)
+
+
+def wanted(limits: Limits, *, whole: bool) -> Iterator[tuple[str, int, int]]:
+    """The same as (what, resource, value), for who sets them elsewhere."""
+    yield "core dumps", resource.RLIMIT_CORE, 0
     if limits.open_files:
-        _limit("open files", resource.RLIMIT_NOFILE, limits.open_files)
+        yield "open files", resource.RLIMIT_NOFILE, limits.open_files
     if limits.file_bytes:
-        _limit("files' size", resource.RLIMIT_FSIZE, limits.file_bytes)
+        yield "files' size", resource.RLIMIT_FSIZE, limits.file_bytes
     # A stack is counted in full, touched or not: pthread_create(3) maps it at once.
     base_bytes = _BASE_BYTES + limits.lanes * stack_bytes() + limits.memory_bytes
     if limits.memory_bytes:  # private and writable; rings are shared and not counted
-        _limit("private memory", resource.RLIMIT_DATA, base_bytes)
+        yield "private memory", resource.RLIMIT_DATA, base_bytes
     if limits.memory_bytes and whole:
-        _limit("mapped memory", resource.RLIMIT_AS, base_bytes + limits.shared_bytes)
+        yield "mapped memory", resource.RLIMIT_AS, base_bytes + limits.shared_bytes
     if limits.processes and whole:  # of this user in this user namespace, the worker's own
-        _limit("processes", resource.RLIMIT_NPROC, limits.processes + limits.lanes + 2)
+        yield "processes", resource.RLIMIT_NPROC, limits.processes + limits.lanes + 2
 
 
 def stack_bytes() -> int:

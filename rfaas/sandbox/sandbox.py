@@ -56,7 +56,7 @@ _HINTS = {
     "user": "allow it: sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone, "
     "kernel.apparmor_restrict_unprivileged_userns",
     "mount": "does a security module of the system forbid it? see its log: dmesg",
-    "cgroup": "delegate a group to the executor: Delegate=yes in its systemd unit",
+    "cgroup": cgroups.HINT,
     "landlock": "a kernel with CONFIG_SECURITY_LANDLOCK, and landlock among its lsm=",
 }
 
@@ -123,7 +123,7 @@ class SandboxLevel:
         self._landlock = _jail.landlock_abi() > 0
         if not self._landlock:
             lacks.append(_lack("landlock", "the kernel has none, or it is switched off"))
-        self._groups = cgroups.Groups()
+        self._groups = cgroups.of_node()
         if why := self._groups.why:
             lacks.append(_lack("cgroup", why))
         if why := self._try_all():

@@ -6,8 +6,8 @@ from typing import Any
 
 import msgspec
 
-from rfaas.diagnose.checks import Finding, Wants, examine
-from rfaas.diagnose.records import Cgroup, Device, Facts, Gid, Limits, Port
+from rfaas.diagnose.checks import examine
+from rfaas.diagnose.records import Cgroup, Device, Facts, Finding, Gid, Limits, Port, Wants
 
 WANTS = Wants(window_bytes=512 << 20, slots=16, slot_bytes=16 << 20)
 
@@ -72,6 +72,7 @@ NODE = Facts(
     ),
     landlock_abi=4,
     has_seccomp_filter=True,
+    programs={"bwrap": "/usr/bin/bwrap", "runc": "/usr/sbin/runc", "skopeo": "/usr/bin/skopeo"},
 )
 
 

@@ -7,9 +7,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from rfaas.diagnose.checks import CHECKS, USES, Wants, blocked, examine
-from rfaas.diagnose.records import Cgroup, Facts
+from rfaas.diagnose.checks import CHECKS, USES, blocked, examine
+from rfaas.diagnose.records import Cgroup, Facts, Wants
 from tests.diagnose.machines import CARD, LIMITS, NODE, WANTS, device, facts, found, only, port
+
+HYBRID = Cgroup(kind="hybrid", controllers=["memory"], writable=["/sys/fs/cgroup/memory"])
 
 
 def test_a_good_node_has_nothing_to_mend() -> None:
@@ -51,6 +53,27 @@ def test_facts_are_kept_as_json() -> None:
         ({"landlock_abi": 0}, "landlock", ("sandbox",), "none", "lsm=landlock"),
         ({"landlock_abi": 3}, "landlock", (), "ABI 3", "6.7"),
         ({"has_seccomp_filter": False}, "seccomp", ("sandbox",), "no filters", "SECCOMP_FILTER"),
+        (
+            *({"bubblewrap_error": "not installed", "programs": {}}, "bubblewrap", ()),
+            *("no level `bubblewrap`: bwrap: not installed", "apt-get install bubblewrap"),
+        ),
+        (
+            *({"bubblewrap_error": "No permissions to create new namespace"}, "bubblewrap", ()),
+            *("No permissions", "user namespaces"),
+        ),
+        ({"programs": {}}, "containers", (), "no engine is installed", "apt-get install runc"),
+        (
+            *({"programs": {"runc": "/usr/sbin/runc"}}, "containers", ()),
+            *("no skopeo", "apt-get install skopeo"),
+        ),
+        (
+            *({"programs": {"podman": "/usr/bin/podman"}}, "containers", ()),
+            *("no newuidmap", "apt-get install uidmap"),
+        ),
+        (
+            *({"programs": {"crun": "x", "skopeo": "x"}, "cgroup": HYBRID}, "containers", ()),
+            *("refuses hybrid", "apt-get install runc"),
+        ),
         ({"cgroup": Cgroup(kind="none")}, "cgroups", ("sandbox",), "none mounted", "Delegate=yes"),
         ({"open_files_hard": 20}, "open files", USES, "at most 20: enough for 0", "ulimit -Hn"),
         ({"open_files_hard": 64}, "open files", (), "enough for 5 workers", "LimitNOFILE"),

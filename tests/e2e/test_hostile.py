@@ -136,7 +136,7 @@ def test_daemon_outlives_no_worker(node: Node, lease: Lease) -> None:
 def test_fork_bomb(node: Node, lease: Lease) -> None:
     found = answers(lease, "fork_bomb")
     assert found["fork"] == "EAGAIN"
-    assert len(node.strangers()) <= PROCESSES + 4
+    assert len(node.strangers()) <= PROCESSES + 8  # with those that watch over it
 
 
 def test_thread_bomb(lease: Lease) -> None:

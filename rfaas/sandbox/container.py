@@ -1,0 +1,121 @@
+"""Level `container`: the worker runs in an image that the lease names.
+
+The image brings the libraries that the function needs, at least a C library; the worker
+itself, `native/inside.c`, is mounted in.  Which engine runs it is the node's choice
+(`container.engine`); all give it the same: no network, no capability, nothing to write
+to, no devices but those that hold nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rfaas.errors import RfaasError, SystemCallError, UsageError
+from rfaas.proto.worker_messages import Lack
+from rfaas.sandbox import boxes, cgroups, engines, keeper
+
+if TYPE_CHECKING:
+    from rfaas.config import SandboxConfig
+    from rfaas.control.link import Link
+    from rfaas.proto.worker_messages import Limits, LoadLibrary, SpawnWorker
+    from rfaas.sandbox import Birth
+
+
+class EngineContainer:
+    """One container of an engine: see `keeper.Container`."""
+
+    def __init__(self, order: SpawnWorker, group: cgroups.Group | None) -> None:
+        self.group = group
+        self.limits = keeper.rlimits(order.limits)
+        wanted = order.container
+        if wanted is None:
+            raise UsageError(
+                "level container needs an image",
+                hint="name one: lease.image, or --image NAME@sha256:DIGEST",
+            )
+        self._engine = engines.chosen(wanted.engine)
+        self.what = f"the container ({self._engine.name})"
+        self.is_direct = self._engine.is_direct
+        name, folder, self._lock = boxes.make(self._engine.name)
+        self._job = engines.Job(
+            name=name,
+            folder=folder,
+            image=wanted.image,
+            root=wanted.root,
+            program=boxes.program_file(),
+            limits=order.limits,
+            cpus=order.cpus,
+            options=wanted.options,
+        )
+        self.listener: socket.socket | None = None
+        self.channel = str(keeper.CHANNEL_FD)
+        try:
+            if not self._engine.inherits:
+                self.listener = engines.listen(self._job)
+                self.channel = engines.socket_inside()
+            self._engine.prepare(self._job)
+        except OSError as error:
+            self.close(orderly=True)
+            raise SystemCallError(f"cannot prepare {folder}: {error.strerror}") from None
+
+    def command(self) -> Sequence[str]:
+        return self._engine.command(self._job)
+
+    def become(self) -> None:
+        pass
+
+    def explain(self, status: int, text: str) -> RfaasError:
+        if keeper.is_missing(status) and not text:
+            return engines.missing(self._engine)
+        lines = [line for line in text.splitlines() if line.strip()]
+        why = lines[-1] if lines else f"it ended with status {os.waitstatus_to_exitcode(status)}"
+        hint = ""
+        if "no such file or directory" in why.lower() and engines.PROGRAM in why:
+            hint = "does the image have a C library (glibc 2.34 or newer)? the worker needs one"
+        elif "hybrid mode" in why:
+            hint = "crun takes no hybrid cgroups from a user who is not root: use runc"
+        elif "exec format error" in why.lower():
+            hint = f"the image is for another architecture than {os.uname().machine}"
+        return SystemCallError(f"{self.what} could not be started: {why[:1000]}", hint=hint)
+
+    def close(self, *, orderly: bool) -> None:
+        engine = None if orderly else self._engine
+        boxes.remove(engine, self._job.name, self._job.folder)
+        os.close(self._lock)
+
+
+class ContainerLevel:
+    """See the module's docstring."""
+
+    name = "container"
+    trusted = False
+    _order: SpawnWorker  # in a keeper: what it was started for
+    _group: cgroups.Group | None
+
+    def lacks(self, node: SandboxConfig) -> list[Lack]:
+        boxes.sweep()
+        programs = [engine.program for engine in engines.table().values()]
+        if any(map(shutil.which, programs)):
+            return cgroups.lacks()
+        text = f"none of {', '.join(programs)} is installed"
+        return [Lack("engine", text, "as root: apt-get install runc skopeo")]
+
+    def start(self, birth: Birth) -> keeper.Kept:
+        def prepare(group: cgroups.Group | None) -> None:
+            self._order, self._group = birth.order, group
+
+        return keeper.start(birth, prepare)
+
+    def enter(self, limits: Limits, degrade: Sequence[str] = ()) -> None:
+        raise SystemCallError("level container is entered by an engine, not by the worker")
+
+    def keep(self, link: Link, task: LoadLibrary) -> int:
+        """In the new process: be its keeper."""
+        return keeper.keep(link, task, lambda: EngineContainer(self._order, self._group))
+
+
+LEVEL = ContainerLevel()

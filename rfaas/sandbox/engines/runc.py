@@ -1,0 +1,105 @@
+"""OCI bundles on runc or crun: an unpacked tree and a config.json of ours.
+
+Nothing runs beside it, and no daemon is asked.  What config.json says is the OCI Runtime
+Specification 1.0 (config.md, config-linux.md); the command line is that of runc(8), which
+crun(1) shares.  Works for root, and for others in a user namespace of one user.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+from rfaas.sandbox.engines import NOBODY, PROGRAM, Job
+
+MASKED = ("acpi", "asound", "kcore", "keys", "latency_stats", "timer_list", "sched_debug", "scsi")
+READ_ONLY = ("bus", "fs", "irq", "sys", "sysrq-trigger")
+DEVICES = ("null", "zero", "full", "random", "urandom")
+HYBRID = "/sys/fs/cgroup/unified"
+
+
+class Runc:
+    """See the module's docstring; `sandbox.engines.Engine`."""
+
+    inherits = True
+    is_direct = True
+    takes_trees = True
+
+    def __init__(self, name: str) -> None:
+        self.name = self.program = self.package = name
+
+    def command(self, job: Job) -> list[str]:
+        command = [self.program, "--root", f"{job.folder}/state"]
+        if self.program == "crun":
+            command += ["--cgroup-manager", "disabled"]  # ours hold, whatever the hierarchy
+            if os.path.ismount(HYBRID) and os.geteuid() == 0:
+                # It refuses hybrid cgroups, also where it is to use none: let it see no such thing.
+                unmount = f'umount {HYBRID} && exec "$@"'
+                hide = ["unshare", "--mount", "--propagation", "private", "sh", "-c", unmount, "sh"]
+                command = hide + command
+        return [*command, "run", "--preserve-fds", "1", "--bundle", job.folder, job.name]
+
+    def prepare(self, job: Job) -> None:
+        with open(f"{job.folder}/config.json", "w") as file:
+            json.dump(config(job, is_root=os.geteuid() == 0), file)
+
+    def pull(self, image: str, options: dict[str, str]) -> list[list[str]]:
+        return []  # launch/images.py unpacks trees
+
+    def has(self, image: str, options: dict[str, str]) -> list[str]:
+        return []
+
+    def remove(self, name: str, folder: str) -> list[list[str]]:
+        return []  # its state is in the folder, and its processes end with their first
+
+
+def config(job: Job, *, is_root: bool) -> dict[str, Any]:
+    """The bundle's config.json."""
+    user = NOBODY if is_root else 0
+    namespaces = [{"type": kind} for kind in ("pid", "ipc", "uts", "mount", "network")]
+    linux: dict[str, Any] = {
+        "namespaces": namespaces,
+        "maskedPaths": [*(f"/proc/{name}" for name in MASKED), "/sys/firmware"],
+        "readonlyPaths": [f"/proc/{name}" for name in READ_ONLY],
+        "rootfsPropagation": "private",
+    }
+    if is_root:
+        linux["cgroupsPath"] = f"/rfaas/{job.name}"
+        linux["resources"] = {"devices": [{"allow": False, "access": "rwm"}]}
+        linux["devices"] = []
+    else:
+        namespaces.append({"type": "user"})
+        # One user, and runc wants it to be the container's root: with no capability, it is not.
+        linux["uidMappings"] = [{"containerID": 0, "hostID": os.geteuid(), "size": 1}]
+        linux["gidMappings"] = [{"containerID": 0, "hostID": os.getegid(), "size": 1}]
+    return {
+        "ociVersion": "1.0.2",
+        "process": {
+            "terminal": False,
+            "user": {"uid": user, "gid": user},
+            "args": [PROGRAM, "3"],
+            "env": [],
+            "cwd": "/",
+            "capabilities": {
+                kind: []
+                for kind in ("bounding", "effective", "inheritable", "permitted", "ambient")
+            },
+            "noNewPrivileges": True,
+        },
+        "root": {"path": job.root, "readonly": True},
+        "hostname": "rfaas",
+        "mounts": [
+            _mount("/proc", "proc", "proc", "nosuid", "noexec", "nodev"),
+            _mount("/dev", "tmpfs", "tmpfs", "nosuid", "mode=755", "size=64k", "ro"),
+            _mount(PROGRAM, "bind", job.program, "bind", "ro", "nosuid", "nodev"),
+        ],
+        "linux": linux,
+    }
+
+
+def _mount(place: str, kind: str, source: str, *options: str) -> dict[str, Any]:
+    return {"destination": place, "type": kind, "source": source, "options": list(options)}
+
+
+RUNC, CRUN = Runc("runc"), Runc("crun")

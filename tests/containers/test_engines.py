@@ -1,0 +1,209 @@
+"""Engines that are not on this machine: the exact command lines, and all that surrounds them.
+
+The lines are checked against the manuals that the engines' modules name.  A stand-in on PATH
+records them and runs the worker that they would run, so the rest of the way is real.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import stat
+import sys
+from pathlib import Path
+
+import pytest
+
+from rfaas.errors import UsageError, WorkerCrashedError
+from rfaas.proto.worker_messages import Limits
+from rfaas.sandbox.engines import Job, runc, table
+from tests.containers.conftest import Node, name_of
+from tests.harness.images import Layout
+from tests.harness.processes import until
+from tests.harness.site import Site
+
+DIGEST = "sha256:" + "0" * 64
+IMAGE = f"registry.example:5000/group/name@{DIGEST}"
+JOB = Job(
+    name="rfaas-00ff",
+    folder="/run/box",
+    image=IMAGE,
+    root="/srv/tree",
+    program="/run/inside",
+    limits=Limits(lanes=2, memory_bytes=1 << 30, processes=64),
+    cpus=(3,),
+    options={},
+)
+SRIOV = {
+    "docker_rdma_sriov": "true",
+    "docker_network": "mynet",
+    "docker_address": "148.187.105.220",
+    "docker_volume": "/users/rfaas/opt",
+}
+HELD = "--read-only --ipc=none --user=65534:65534 --cap-drop=ALL "
+HELD += "--security-opt=no-new-privileges --init=false --memory=1073741824 --pids-limit=68"
+COMMANDS = {
+    "docker": (
+        "docker run --rm -i --net=none --name rfaas-00ff --pull=never --log-driver=none "
+        f"--hostname=rfaas {HELD} --volume /run/inside:/rfaas/inside:ro "
+        f"--volume /run/box/link:/rfaas/link:ro --entrypoint=/rfaas/inside {IMAGE} "
+        "/rfaas/link/keeper"
+    ),
+    "apptainer": (
+        "apptainer --silent exec --userns --containall --cleanenv --net --network none "
+        "--no-privs --no-home --no-eval --hostname rfaas --pwd / "
+        "--bind /run/inside:/rfaas/inside:ro --bind /run/box/link:/rfaas/link:ro "
+        "/srv/tree /rfaas/inside /rfaas/link/keeper"
+    ),
+    "sarus": (
+        "sarus run --name=rfaas-00ff --workdir=/ "
+        "--mount=type=bind,source=/run/inside,destination=/rfaas/inside,readonly "
+        "--mount=type=bind,source=/run/box/link,destination=/rfaas/link "
+        f"--entrypoint=/rfaas/inside {IMAGE} /rfaas/link/keeper"
+    ),
+}
+COMMANDS["singularity"] = COMMANDS["apptainer"].replace("apptainer", "singularity")
+
+
+@pytest.mark.parametrize("engine", COMMANDS)
+def test_command(engine: str) -> None:
+    assert " ".join(table()[engine].command(JOB)) == COMMANDS[engine]
+
+
+def test_docker_with_sriov() -> None:
+    """As the published system: docker_rdma_sriov run --rm -i --net= --ip= --volume V:/opt."""
+    line = " ".join(table()["docker"].command(JOB._replace(options=SRIOV)))
+    assert line.startswith(
+        "docker_rdma_sriov run --rm -i --net=mynet --ip=148.187.105.220 "
+        "--volume /users/rfaas/opt:/opt:ro --name rfaas-00ff "
+    )
+    assert line.endswith(COMMANDS["docker"].partition("--name rfaas-00ff ")[2])
+
+
+def test_fetching_and_removing() -> None:
+    options = {"registry_auth": "/etc/rfaas/config.json"}
+    lines = {
+        name: [
+            *(" ".join(one) for one in engine.pull(IMAGE, options)),
+            *(" ".join(one) for one in engine.remove("rfaas-00ff", "/run/box")),
+        ]
+        for name, engine in table().items()
+    }
+    assert lines["docker"] == [
+        f"docker --config /etc/rfaas pull {IMAGE}",
+        "docker rm --force rfaas-00ff",
+    ]
+    assert lines["sarus"] == [f"sarus pull {IMAGE}", "sarus kill rfaas-00ff"]
+    assert lines["podman"][0].endswith(f" pull --authfile /etc/rfaas/config.json {IMAGE}")
+    assert lines["podman"][1] == "podman rm --force --ignore --time 0 rfaas-00ff"
+    assert lines["runc"] == lines["crun"] == lines["apptainer"] == lines["singularity"] == []
+
+
+def test_bundle_of_root() -> None:
+    bundle = runc.config(JOB, is_root=True)
+    process, linux = bundle["process"], bundle["linux"]
+    assert process["user"] == {"uid": 65534, "gid": 65534}
+    assert process["noNewPrivileges"]
+    assert set(map(len, process["capabilities"].values())) == {0}
+    assert bundle["root"] == {"path": "/srv/tree", "readonly": True}
+    kinds = {one["type"] for one in linux["namespaces"]}
+    assert kinds == {"pid", "ipc", "uts", "mount", "network"}
+    assert linux["resources"]["devices"] == [{"allow": False, "access": "rwm"}]
+    assert all("ro" in one["options"] for one in bundle["mounts"] if one["type"] != "proc")
+
+
+def test_bundle_of_a_user() -> None:
+    linux = runc.config(JOB, is_root=False)["linux"]
+    assert {"type": "user"} in linux["namespaces"]
+    mapping = {"containerID": 0, "hostID": os.geteuid(), "size": 1}
+    assert linux["uidMappings"] == [mapping]
+    assert "cgroupsPath" not in linux
+
+
+class Recorded(Node):
+    """A node whose engine is a stand-in."""
+
+    def __init__(self, site: Site, engine: str, program: str) -> None:
+        super().__init__(site, engine)
+        folder = site.path / "bin"
+        folder.mkdir()
+        for name in {engine, program}:
+            file = folder / name
+            source = Path(__file__).with_name("stand_in.py").read_text()
+            file.write_text(f"#!{sys.executable} -I\n{source}")
+            file.chmod(file.stat().st_mode | stat.S_IXUSR)
+        self.log = site.path / "commands"
+        self.log.touch()
+        site.environ["STAND_IN_LOG"] = str(self.log)
+        site.environ["PATH"] = f"{folder}:{site.environ['PATH']}"
+        site.set(executor__resource_manager="none", container__engine=engine)
+
+    def commands(self) -> list[list[str]]:
+        """What the engine was asked so far."""
+        return [json.loads(line) for line in self.log.read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("engine", "program"),
+    [
+        ("docker", "docker"),
+        ("docker", "docker_rdma_sriov"),
+        ("apptainer", "apptainer"),
+        ("singularity", "singularity"),
+        ("sarus", "sarus"),
+    ],
+)
+def test_worker(site: Site, hostile: Path, layout: Layout, engine: str, program: str) -> None:
+    node = Recorded(site, engine, program)
+    image = layout.reference if table()[engine].takes_trees else f"group/name@{DIGEST}"
+    site.set(lease__image=image)
+    if program == "docker_rdma_sriov":
+        site.set(**{f"container__{key}": value for key, value in SRIOV.items()})
+        site.set(container__docker_registry="10.0.0.1:5000")
+    node.start()
+    with node.session() as session, session.lease(library=hostile) as lease:
+        assert lease.call("empty_output") == b""
+        (ran,) = [one for one in node.commands() if "run" in one or "exec" in one]
+        assert ran[0] == program
+        if engine == "docker":
+            assert image in ran
+        with pytest.raises(WorkerCrashedError, match="SIGSEGV"):
+            lease.call("crash_segv")
+        assert lease.call("empty_output") == b""
+        lease.submit("loop_forever")
+    until(lambda: not node.processes() and not node.boxes(), "the end of all containers")
+
+
+def test_image_of_the_configured_registry(site: Site, hostile: Path) -> None:
+    node = Recorded(site, "docker", "docker")
+    site.set(lease__image=f"name@{DIGEST}", container__docker_registry="10.0.0.1:5000")
+    node.start()
+    with node.session() as session, session.lease(library=hostile):
+        assert f"10.0.0.1:5000/name@{DIGEST}" in node.commands()[-1]
+
+
+def test_layout_for_an_engine_with_a_store(site: Site, hostile: Path, layout: Layout) -> None:
+    node = Recorded(site, "docker", "docker")
+    site.set(lease__image=layout.reference)
+    node.start()
+    refused = pytest.raises(UsageError, match="docker runs no image from a layout")
+    with node.session() as session, refused:
+        session.lease(library=hostile)
+
+
+def test_killed_keeper_of_a_daemon(site: Site, hostile: Path) -> None:
+    """Docker's containers are the daemon's: the next executor has it remove what is left."""
+    node = Recorded(site, "docker", "docker")
+    site.set(lease__image=f"name@{DIGEST}")
+    executor = node.start()
+    with node.session() as session:
+        lease = session.lease(library=hostile)
+        (name,) = [box.name for box in node.boxes()]
+        keeper = next(pid for pid in node.processes() if name_of(pid) == "rfaas-keeper")
+        os.kill(keeper, signal.SIGKILL)
+        site.kill(executor)
+        lease.close()
+    node.start()
+    until(lambda: not node.boxes(), "no folder of a container")
+    assert ["docker", "rm", "--force", name] in node.commands()
