@@ -8,8 +8,9 @@ the file as it is used, and everything else (not in HOT) is deflated:
     header                        boot/header.sh: picks a Python, which runs boot/boot.py
     __main__.py                   for `python3 dist/rfaas`
     LICENSE, licenses/, etc/, functions/libfunctions.so
+    rfaas/admin/pack.py           what is SHARED: source, for all versions
     cp311/rfaas/native/_calls.so  native modules, for each version of Python
-    cp311/rfaas/admin/pack.pyc    code that few starts use
+    cp311/rfaas/roles/executor.pyc code that calls do not use
     cp311/...                     the code of that version, read and checked in one piece:
         rfaas-boot.pyc            boot/finder.py, the first to run
         rfaas/cli.pyc ...         UNCHECKED_HASH
@@ -53,6 +54,7 @@ os.execv(sys.executable, [sys.executable, "-I", "-S", "-c", {RUN!r}, file] + sys
 """
 PACKAGE, MODULE, NATIVE, DATA = range(4)  # boot/finder.py
 COLD = 4  # likewise
+SOURCE = 8  # likewise
 # What every `rfaas call`, and every role up to its main, imports: tests/packaging/test_start.py
 # holds this to it.  msgpack's native part is deflated for its size: 0.6 ms for half a megabyte.
 # Also hot is all that lies in rfaas/ itself.
@@ -62,6 +64,14 @@ HOT = re.compile(
     | rfaas\.native\._(calls|window) | rfaas\.proto\.(codec|messages|proof|wire|worker_messages)
     | rfaas\.transport\.(ring|shm)
     | msgpack(\.(exceptions|ext))? | msgspec(\.(_core|_utils|json|msgpack|structs|_version))?""",
+    re.VERBOSE,
+)
+# Carried as source, once for all versions: it is compiled when it is imported, which takes
+# some milliseconds and not for a call or the way into a role.
+SHARED = re.compile(
+    r"""(h11|microdot|rfaas\.(admin|bench|sandbox\.engines))(\..+)?
+    | rfaas\.diagnose\.(checks|command|containers|facts|hosts|records|report)
+    | rfaas\.launch\.(images|unpack)""",
     re.VERBOSE,
 )
 PYC_HEADER_BYTES = 16  # PEP 552
@@ -122,7 +132,8 @@ def build(pythons: list[Python], epoch: int) -> bytes:
     archive.add("__main__.py", MAIN.encode())
     carried = data_files(pythons)
     data = {name: (archive.add(name, content), content) for name, content in carried.items()}
-    rows = {python: add_version(archive, python, data) for python in pythons}
+    shared = add_shared(archive, pythons[0])
+    rows = {python: add_version(archive, python, data, shared) for python in pythons}
     head = header(pythons, rows)
     archive.data[: len(head)] = head
     base = len(archive.data)
@@ -169,12 +180,25 @@ def data_files(pythons: list[Python]) -> dict[str, bytes]:
     return dict(sorted(found.items()))
 
 
+def add_shared(archive: Zip, python: Python) -> dict[str, tuple[int, bytes]]:
+    """The sources that all versions share: where each begins, and what is there, by module."""
+    code, _ = modules(python)
+    return {
+        name: archive.add_deflated(shown, Path(source).read_bytes())
+        for name, (source, shown) in sorted(code.items())
+        if SHARED.fullmatch(name)
+    }
+
+
 def add_version(
-    archive: Zip, python: Python, data: dict[str, tuple[int, bytes]]
+    archive: Zip,
+    python: Python,
+    data: dict[str, tuple[int, bytes]],
+    shared: dict[str, tuple[int, bytes]],
 ) -> tuple[int, int, str, int]:
     """One Python's modules; returns where their code is: offset, size, check, the index in it."""
     code, natives = modules(python)
-    compiled = compile_all(python, code)
+    compiled = compile_all(python, {name: code[name] for name in code.keys() - shared.keys()})
     kinds = dict.fromkeys(natives, NATIVE)
     for name, (source, _) in code.items():
         kinds[name] = PACKAGE if source.endswith("/__init__.py") else MODULE
@@ -182,7 +206,9 @@ def add_version(
 
     # name: kind, offset in the file, what is there
     placed = {name: (DATA, at, content) for name, (at, content) in data.items()}
-    for name in sorted(kinds):
+    for name, (at, content) in shared.items():
+        placed[name] = (SOURCE | COLD | kinds[name], at, content)
+    for name in sorted(kinds.keys() - shared.keys()):
         content = compiled[name] if name in compiled else natives[name].read_bytes()
         if not is_hot(name):
             at, content = archive.add_deflated(members[name], content)

@@ -19,6 +19,8 @@ MFD_CLOEXEC = 0x1  # memfd_create(2)
 MFD_NOEXEC_SEAL = 0x8  # may be mapped, not run: also where vm.memfd_noexec is 2; Linux 6.3
 PACKAGE, MODULE, NATIVE, DATA = range(4)
 COLD = 4  # beside PACKAGE, MODULE or NATIVE: a deflated member of its own
+SOURCE = 8  # beside COLD: the source, which all versions of Python share
+KIND = 3  # without these
 PYC_HEADER_BYTES = 16  # PEP 552
 EX_UNAVAILABLE = 69
 LACKS_LIBRARY = ": cannot open shared object file"  # dlerror(3), after the library's name
@@ -45,17 +47,20 @@ class Importer:
         self._code = memoryview(code)
         self._index = index
         self._loaded = 0
-        self._kept = None
-        self._kept_at = 0
+        self._kept = []  # pieces of the file, each with where it begins
 
     def keep(self):
         """Read all modules now: a role lives longer than its file may stay as it is."""
         import zlib  # noqa: F401 - for later, where the standard library cannot be seen
 
-        places = [row for row in self._index.values() if row[0] == NATIVE or row[0] & COLD]
-        self._kept_at = min(offset for _, offset, _, _ in places)  # they lie together
-        end = max(offset + size for _, offset, size, _ in places)
-        self._kept = memoryview(self._bytes("modules", self._kept_at, end - self._kept_at))
+        for shared in (0, SOURCE):  # each kind lies together
+            places = [
+                (offset, offset + size)
+                for kind, offset, size, _ in self._index.values()
+                if (kind == NATIVE or kind & COLD) and kind & SOURCE == shared
+            ]
+            at, end = min(place[0] for place in places), max(place[1] for place in places)
+            self._kept.append((at, memoryview(self._bytes("modules", at, end - at))))
 
     def find_spec(self, name, path=None, target=None):
         """What `sys.meta_path` asks."""
@@ -64,7 +69,7 @@ class Importer:
             return None
         if path and not path[0].startswith(self.one_file):
             return None  # of a package that was found elsewhere: a node's own pyverbs
-        kind = found[0] & ~COLD
+        kind = found[0] & KIND
         place = self.one_file + "/" + name.replace(".", "/")
         if kind == PACKAGE:
             spec = ModuleSpec(name, self, origin=place + "/__init__.py", is_package=True)
@@ -77,7 +82,7 @@ class Importer:
     def create_module(self, spec):
         """A native module is made by its library, any other by Python."""
         kind, offset, size, check = self._index[spec.name]
-        if kind & ~COLD != NATIVE:
+        if kind & KIND != NATIVE:
             return None
         data = self._read(spec.name, offset, size, check)
         if kind & COLD:
@@ -103,17 +108,20 @@ class Importer:
 
     def is_package(self, name):
         """Whether the module has others in it."""
-        return self._index[name][0] & ~COLD == PACKAGE
+        return self._index[name][0] & KIND == PACKAGE
 
     def get_code(self, name):
         """A module's code, None for a native one."""
         kind, offset, size, check = self._index[name]
         if kind in (PACKAGE, MODULE):
             return marshal.loads(self._code[offset:])
-        if kind in (COLD | PACKAGE, COLD | MODULE):
-            data = self._inflated(name, self._read(name, offset, size, check))
-            return marshal.loads(memoryview(data)[PYC_HEADER_BYTES:])
-        return None
+        if kind & KIND == NATIVE:
+            return None
+        data = self._inflated(name, self._read(name, offset, size, check))
+        if kind & SOURCE:
+            place = name.replace(".", "/") + ("/__init__.py" if kind & KIND == PACKAGE else ".py")
+            return compile(data, place, "exec", dont_inherit=True)
+        return marshal.loads(memoryview(data)[PYC_HEADER_BYTES:])
 
     def get_source(self, name):
         """Nothing: sources are not carried."""
@@ -122,15 +130,16 @@ class Importer:
         """A file that is carried beside the code, by "<this file>/<its path>"."""
         name = path[len(self.one_file) + 1 :] if path.startswith(self.one_file + "/") else path
         found = self._index.get(name) or self._index.get(name[:-3].replace("/", "."))
-        if found is None or found[0] & ~COLD not in (NATIVE, DATA):
+        if found is None or found[0] & KIND not in (NATIVE, DATA):
             raise FileNotFoundError(2, "not carried in this file", path)
         data = self._read(name, *found[1:])
         return self._inflated(name, data) if found[0] & COLD and found[0] != DATA else data
 
     def _read(self, name, offset, size, check):
-        if self._kept is not None and offset >= self._kept_at:
-            at = offset - self._kept_at
-            data = self._kept[at : at + size]
+        for at, piece in self._kept:
+            if at <= offset < at + len(piece):
+                data = piece[offset - at : offset - at + size]
+                break
         else:
             data = self._bytes(name, offset, size)
         if len(data) != size or _imp.source_hash(0, data) != check:

@@ -19,7 +19,7 @@ from pathlib import Path
 from rfaas.diagnose import containers, devices, netlink, pyverbs_import
 from rfaas.diagnose.records import Cgroup, Facts
 
-NATIVE = ("_wire", "_window", "_calls", "_worker")  # what every call needs
+NATIVE = ("_window", "_calls", "_worker")  # what every call needs
 LIBRARIES = ("libibverbs.so.1", "librdmacm.so.1")
 MODULES = {  # what is there where the module is, built in or loaded
     "ib_uverbs": "/sys/class/infiniband_verbs",

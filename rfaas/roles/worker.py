@@ -37,9 +37,8 @@ def run(link: Link) -> int:
             return endpoint.run(link, task)
         if not isinstance(task, LoadLibrary):
             raise ProtocolError(f"a worker's first message is LoadLibrary, not {task}")
-        level = sandbox.level(task.isolation)
-        if isinstance(level, sandbox.Kept):  # the worker is in there, and this its keeper
-            return level.keep(link, task)
+        if kept := sandbox.KEPT.get(task.isolation):  # the worker is in there, this its keeper
+            return kept.keep(link, task)
         try:
             lanes = _load(link, task)
         except RfaasError as error:

@@ -13,7 +13,7 @@ Adding one: docs/architecture.md, "add an isolation level".
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple, NoReturn, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple, NoReturn, Protocol
 
 from rfaas.errors import UsageError
 from rfaas.sandbox import bubblewrap, container, none, process, sandbox
@@ -89,7 +89,6 @@ class Level(Protocol):
         """
 
 
-@runtime_checkable
 class Kept(Protocol):
     """A level whose workers another program confines (`keeper.py`)."""
 
@@ -101,6 +100,7 @@ _ALL: tuple[Level, ...] = (  # the weakest first
     *(none.LEVEL, process.LEVEL, sandbox.LEVEL, bubblewrap.LEVEL, container.LEVEL),
 )
 LEVELS = {one.name: one for one in _ALL}
+KEPT: dict[str, Kept] = {one.name: one for one in (bubblewrap.LEVEL, container.LEVEL)}
 
 
 def level(name: str) -> Level:
