@@ -13,7 +13,7 @@ import secrets
 import shutil
 from contextlib import suppress
 
-from rfaas.errors import RfaasError, SystemCallError
+from rfaas.errors import SystemCallError
 from rfaas.paths import ensure_private_dir, runtime_dir
 from rfaas.sandbox import inside
 from rfaas.sandbox.engines import Engine, table
@@ -27,10 +27,14 @@ def parent() -> str:
 
     Root's must be passed by the user that the container is: nobody may list it, each may enter.
     """
-    path = f"{runtime_dir()}/containers"
+    path = _parent()
     ensure_private_dir(os.path.dirname(path))
     ensure_private_dir(path)
     return path
+
+
+def _parent() -> str:
+    return f"{runtime_dir()}/containers"
 
 
 def make(engine: str) -> tuple[str, str, int]:
@@ -69,10 +73,10 @@ def remove(engine: Engine | None, name: str, folder: str) -> None:
 def sweep() -> int:
     """Remove what killed keepers have left; how many."""
     swept = 0
+    folder_of_all = _parent()
     try:
-        folder_of_all = parent()
         names = os.listdir(folder_of_all)
-    except (OSError, RfaasError):
+    except OSError:  # this user has never had a container
         return 0
     engines = table()
     for name in names:

@@ -118,7 +118,12 @@ class Groups:
 
     def __init__(self) -> None:
         self.places, self.why = find()
-        self._name = name_of(os.getpid())
+        self._name = ""
+        try:
+            self._name = name_of(os.getpid())
+        except OSError as error:  # no /proc
+            self.places = Places({}, {})
+            self.why = self.why or f"they cannot be named: {system_text(error)}"
         self._numbers = count(1)
         sweep(self.places)
 

@@ -15,7 +15,9 @@ from rfaas.proto.proof import prove
 from tests.harness.site import RFAAS, Site
 
 MOUNT = 'mount -t tmpfs -o size=1m tmpfs /mnt && exec "$@"'
-ASK = m.RequestLease(client="tester", cores=1, memory_bytes=1, duration_s=600.0)
+ASK = m.RequestLease(
+    client="tester", cores=1, memory_bytes=1, duration_s=600.0, isolation="process"
+)
 LEASES_MAX = 100_000
 
 

@@ -25,7 +25,9 @@ class Client:
         self.unsure: set[str] = set()  # releases that were asked for and not answered
 
     def request(self, link: Link) -> None:
-        asked = m.RequestLease(client="tester", cores=1, memory_bytes=1 << 20, duration_s=600.0)
+        asked = m.RequestLease(
+            client="tester", cores=1, memory_bytes=1 << 20, duration_s=600.0, isolation="process"
+        )
         granted = link.ask(asked, m.LeaseGranted)
         self.held[granted.lease] = granted.secret
 

@@ -18,7 +18,13 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 NATIVE = ROOT / "rfaas/native"
-SOURCES = ("window.c", "ring.c", "lane.c", *(path.name for path in NATIVE.glob("verbs*.c")))
+SOURCES = (
+    "window.c",
+    "ring.c",
+    "lane.c",
+    "fault.c",
+    *(path.name for path in NATIVE.glob("verbs*.c")),
+)
 ADDED_MAX = {"trusted": 400, "endpoint": 800}
 # Ours are the files of native/, with what libc's headers inline into them; the rest is
 # libibverbs' (headers in infiniband/), the test's own, libc's and the loader's.

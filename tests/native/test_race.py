@@ -18,7 +18,10 @@ HANG_S = 50  # a call takes microseconds; one that is not heard of takes for eve
 def race(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The program, compiled from race.c and the files that native modules are made of."""
     program = tmp_path_factory.mktemp("race") / "race"
-    sources = [HERE / "race.c", *(NATIVE / name for name in ("ring.c", "lane.c", "window.c"))]
+    sources = [
+        HERE / "race.c",
+        *(NATIVE / name for name in ("ring.c", "lane.c", "fault.c", "window.c")),
+    ]
     compiler = os.environ.get("CC", "cc")
     flags = ["-O3", "-Wall", "-Wextra", "-Werror", f"-I{NATIVE}", "-pthread"]
     subprocess.run([compiler, *flags, "-o", str(program), *map(str, sources)], check=True)
