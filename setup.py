@@ -80,7 +80,7 @@ class BuildExtension(build_ext):
             [*objects, *ext.extra_objects],
             target,
             libraries=LIBRARIES,
-            extra_postargs=["-pie", *LDFLAGS],
+            extra_postargs=["-pie", *LDFLAGS, *os.environ.get("LDFLAGS", "").split()],
         )
 
 

@@ -40,25 +40,31 @@ for host in "$@"; do :; done
 while [ $# -gt 1 ]; do cp "$1" @HOME@ && shift || exit; done
 """
 
-# Everything that a command in a chroot sees is of its own mounts, but for @HOME@ and @RUN@.
-SSH_CHROOT = """#!/bin/sh
+# Everything that a command sees is of its own mounts, but for @HOME@, @RUN@ and /sys.  Its root
+# is no chroot's: in one, no user namespace can be made, and so no sandbox.
+SSH_TREE = """#!/bin/sh
 # ssh HOST COMMAND...
 shift
 exec unshare -m sh -euc '
-mount -t proc proc @TREE@/proc
-mount -t tmpfs tmpfs @TREE@/tmp
-mount --bind @HOME@ @TREE@/root
-mount --bind @RUN@ @TREE@/run
-exec chroot @TREE@ env -i @PLAIN@ sh -c "cd && exec $*"
+mount --bind @TREE@ @TREE@
+cd @TREE@
+mount -t proc proc proc
+mount -t tmpfs tmpfs tmp
+mount --rbind /sys sys
+mount --bind @HOME@ root
+mount --bind @RUN@ run
+pivot_root . mnt
+exec env -i @PLAIN@ chroot . sh -c "umount -l /mnt && cd && exec $*"
 ' sh "$@"
 """
 
 # The role is the container's first process, as in an image; whoever calls comes in beside it.
+# The container is the sandbox: no other one can be made in it.
 SSH_CONTAINER = """#!/bin/sh
 shift
 case "$*" in
 *" serve "*) exec runc --root @RUNC@ run --bundle @BUNDLE@ @NAME@ ;;
-*) exec runc --root @RUNC@ exec --cwd /root @NAME@ "$@" ;;
+*) exec runc --root @RUNC@ exec --cwd /root --env RFAAS_LEASE_ISOLATION=process @NAME@ "$@" ;;
 esac
 """
 
@@ -163,7 +169,7 @@ def ssh(node: Node, *command: str) -> str:
 def test_machine_with_python_only(program: Path, tmp_path: Path) -> None:
     tree = tree_with("python3")
     node = Node(tree, tmp_path, program)
-    node.stand_in("ssh", SSH_CHROOT)
+    node.stand_in("ssh", SSH_TREE)
     shutil.copy(program, node.home / "probe")
     done = run([str(tmp_path / "bin/ssh"), "node", "./probe", "--version"], environ=node.environ)
     if done.status == 69:
@@ -175,7 +181,7 @@ def test_machine_without_python(program: Path, binary: Path, tmp_path: Path) -> 
     tree = tree_with()
     assert not list((tree / "usr/bin").glob("python*"))
     node = Node(tree, tmp_path, binary)
-    node.stand_in("ssh", SSH_CHROOT)
+    node.stand_in("ssh", SSH_TREE)
     do_what_the_readme_says(node)
     # And the zipapp there says what it needs.
     shutil.copy(program, node.home / "probe")
