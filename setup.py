@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from glob import glob
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,10 @@ extensions.append(
 setup(
     cmdclass={"build_ext": BuildExtension},
     ext_modules=cythonize(
-        extensions, build_dir=GENERATED, compiler_directives={"language_level": 3}, quiet=True
+        extensions,
+        build_dir=GENERATED,
+        compiler_directives={"language_level": 3},
+        force="--force" in sys.argv,  # what it made before may quote an older list of sources
+        quiet=True,
     ),
 )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from rfaas.errors import RfaasError, SystemCallError
 from rfaas.proto.worker_messages import Lack
-from rfaas.sandbox import cgroups, inside, keeper, libraries
+from rfaas.sandbox import cgroups, inside, keeper, libraries, sandbox
 
 if TYPE_CHECKING:
     from rfaas.config import SandboxConfig
@@ -98,6 +98,8 @@ class BubblewrapLevel:
         self._paths = list(dict.fromkeys([inside.interpreter(program), *paths]))
         if not self._bwrap:
             return [Lack("bwrap", "bwrap is not installed", INSTALL)]
+        if error := sandbox.try_namespaces(sandbox.NAMESPACES["user"]):
+            return [sandbox.lack("user", f"unshare: {error}")]
         return cgroups.lacks()
 
     def start(self, birth: Birth) -> keeper.Kept:

@@ -112,22 +112,22 @@ class SandboxLevel:
         self._paths, _ = libraries.found(node.libraries.split())
         lacks = []
         self._namespaces = functools.reduce(operator.or_, NAMESPACES.values())
-        if error := self._try_namespaces(self._namespaces):
+        if try_namespaces(self._namespaces):
             for part, flag in NAMESPACES.items():
                 alone = flag if os.geteuid() == 0 or part == "user" else flag | _jail.NEWUSER
-                if error := self._try_namespaces(alone):
+                if error := try_namespaces(alone):
                     self._namespaces &= ~flag
-                    lacks.append(_lack(part, f"unshare: {error}"))
+                    lacks.append(lack(part, f"unshare: {error}"))
                     if part == "user" and self._user < 0:
                         return lacks  # nothing else can be had without it
         self._landlock = _jail.landlock_abi() > 0
         if not self._landlock:
-            lacks.append(_lack("landlock", "the kernel has none, or it is switched off"))
+            lacks.append(lack("landlock", "the kernel has none, or it is switched off"))
         self._groups = cgroups.of_node()
         if why := self._groups.why:
-            lacks.append(_lack("cgroup", why))
+            lacks.append(lack("cgroup", why))
         if why := self._try_all():
-            lacks.append(_lack("mount", why))
+            lacks.append(lack("mount", why))
         return lacks
 
     def start(self, birth: Birth) -> Jailed:
@@ -214,20 +214,21 @@ class SandboxLevel:
             for fd in (ready, go, told, tell):
                 os.close(fd)
 
-    def _try_namespaces(self, flags: int) -> str:
-        """What the system says against a process in such namespaces, or ""."""
-        ready, go = os.pipe()
-        try:
-            pid = _jail.clone(flags, ready, go, -1)
-        except OSError as error:
-            return system_text(error)
-        else:
-            os.kill(pid, signal.SIGKILL)  # it waits for us
-            os.waitpid(pid, 0)
-            return ""
-        finally:
-            os.close(ready)
-            os.close(go)
+
+def try_namespaces(flags: int) -> str:
+    """What the system says against a process in such namespaces, or ""."""
+    ready, go = os.pipe()
+    try:
+        pid = _jail.clone(flags, ready, go, -1)
+    except OSError as error:
+        return system_text(error)
+    else:
+        os.kill(pid, signal.SIGKILL)  # it waits for us
+        os.waitpid(pid, 0)
+        return ""
+    finally:
+        os.close(ready)
+        os.close(go)
 
 
 def _map_user(pid: int, user: int) -> None:
@@ -250,7 +251,8 @@ def _write(path: str, text: str) -> None:
         os.close(fd)
 
 
-def _lack(part: str, why: str) -> Lack:
+def lack(part: str, why: str) -> Lack:
+    """That a part is missing, why, and what helps."""
     return Lack(part, why, _HINTS.get(part, ""))
 
 

@@ -77,8 +77,13 @@ ExecStart=/bin/sh -eux /mnt/script
 ExecStopPost=/bin/sh -c 'echo "\\$EXIT_STATUS" >/mnt/status; kill -9 -1'
 ExecStopPost=/bin/systemctl --force --force halt
 END
-exec chroot $root env -i container=lxc PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
-    SYSTEMD_LOG_TARGET=null /lib/systemd/systemd --unit=machine.target
+# A root of its own: in a chroot no user namespace can be made, and so no sandbox.
+mkdir $root/outside
+cd $root
+pivot_root . outside
+exec chroot . env -i container=lxc PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
+    SYSTEMD_LOG_TARGET=null sh -c \
+    'cd / && umount -l /outside && exec /lib/systemd/systemd --unit=machine.target'
 """
 
 # The node's whole life with it; `set -e` and `-x` tell where it ended.
