@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.rdma import End, cable_cut, no_address
+from rfaas.errors import WorkerCrashedError
+from tests.harness.rdma import End, cable_cut, no_address, packets_lost
 from tests.harness.site import RFAAS, Site
 from tests.transport.served_verbs import open_devices
 
@@ -106,6 +107,28 @@ def test_a_usual_limit_on_locked_memory(
         check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, Path(__file__).read_bytes(), b"")
+
+
+@pytest.mark.slow
+def test_calls_in_flight(site: Site, hostile: Path, ends: Ends) -> None:
+    """All fail with the cause, and the lease goes on with another worker.
+
+    Not with a cut cable: what the kernel sends while a link is down breaks its own queue pair
+    for good with SoftRoCE (`rdma resource show qp`: GSI, ERR), and nobody connects any more.
+    """
+    client, server = ends
+    site.start("all", "--device", server.device)
+    site.set(lane__transport="verbs", lane__slot_bytes=65536, rdma__device=client.device)
+    minute = (60_000).to_bytes(4, "little")
+    lost = r"IBV_WC_RETRY_EXC_ERR|RDMA_CM_EVENT_UNREACHABLE"
+    with site.session() as session, session.lease(library=str(hostile)) as lease:
+        assert lease.call("capacity_of") == (65536).to_bytes(4, "little")
+        futures = [lease.submit("sleep_ms", minute) for _ in range(4)]
+        with packets_lost(client):
+            for future in futures:
+                with pytest.raises(WorkerCrashedError, match=lost):
+                    future.result()
+        assert lease.call("capacity_of") == (65536).to_bytes(4, "little")
 
 
 def test_back_again(site: Site, shipped: Path, ends: Ends) -> None:

@@ -26,7 +26,7 @@ from tests.transport.verbs_tools import SLOT_BYTES, SLOTS, apart, held
 
 pytestmark = pytest.mark.rdma
 
-# RFAAS_CONNECT_CYCLES=10000: two minutes on a quiet machine.
+# RFAAS_CONNECT_CYCLES=10000 takes minutes.
 CYCLES = int(os.environ.get("RFAAS_CONNECT_CYCLES", "1000"))
 WARM_UP = 20  # by then there is what is kept for the life of a process
 GROWN_KIB_MAX = 1024  # of either process
