@@ -200,10 +200,15 @@ class SandboxLevel:
                 self._prepare()
                 os.write(tell, (self._failed.text if self._failed else _WELL).encode())
                 os._exit(0)
-            if self._namespaces & _jail.NEWUSER:
-                _map_user(pid, self._user)
-            os.write(go, b"\n")
-            os.waitpid(pid, 0)
+            try:
+                if self._namespaces & _jail.NEWUSER:
+                    _map_user(pid, self._user)
+                os.write(go, b"\n")
+            except OSError:  # no /proc: the child would wait for ever
+                os.kill(pid, signal.SIGKILL)
+                raise
+            finally:
+                os.waitpid(pid, 0)
             os.set_blocking(told, False)  # it has ended: what it said is there
             with suppress(BlockingIOError):
                 text = os.read(told, 4096)[:-4].decode()  # the init's word on its end comes last

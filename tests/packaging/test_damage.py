@@ -76,7 +76,7 @@ def test_what_a_call_does_not_use_is_found_by_verify(packed: Copy, member: str) 
     assert (done.status, "damaged" in done.err) == (EX_DATAERR, True), done.err
 
 
-@pytest.mark.parametrize("member", [f"{TAG}/rfaas/admin/completion.pyc"])
+@pytest.mark.parametrize("member", ["rfaas/admin/completion.py"])
 def test_what_is_deflated_is_checked_when_it_is_used(packed: Copy, member: str) -> None:
     flip(packed.path, member)
     done = packed.run("completion", "bash")
