@@ -26,6 +26,7 @@ class Shape(Struct, frozen=True):
     sha256: str
     isolation: str
     transport: str
+    ring_fed: bool  # by its client or by an endpoint, not by a NIC of its own
     lanes: int
     memory_bytes: int
     slots: int

@@ -78,8 +78,7 @@ class Keep:
 
     def wants(self, shape: Shape, owner: Owner) -> bool:
         """Whether a worker of that shape may outlive its lease."""
-        ring_fed = shape.transport == "shm" or shape.isolation == "sandbox"
-        return self._book.is_on and owner.keeps and ring_fed and shape.isolation in LEVELS
+        return self._book.is_on and owner.keeps and shape.ring_fed and shape.isolation in LEVELS
 
     def add(
         self,

@@ -169,7 +169,8 @@ class Pool:
         self._processes[worker.number] = process
         if transport == "verbs":
             process.account = self._accounts.open(host, len(lease.cpus))
-        shape = _shape(request, lease, transport)
+        ring_fed = transport != "verbs" or isinstance(process, WorkerApart)
+        shape = _shape(request, lease, transport, ring_fed=ring_fed)
         self._shapes[worker.number] = shape, owner
         order = SpawnWorker(
             isolation=lease.claims.isolation,
@@ -406,11 +407,12 @@ class Pool:
                     self._over(action)
 
 
-def _shape(request: StartWorker, lease: LeaseOnNode, transport: str) -> Shape:
+def _shape(request: StartWorker, lease: LeaseOnNode, transport: str, *, ring_fed: bool) -> Shape:
     return Shape(
         sha256=request.sha256,
         isolation=lease.claims.isolation,
         transport=transport,
+        ring_fed=ring_fed,
         lanes=len(lease.cpus),
         memory_bytes=lease.claims.memory_bytes,
         slots=request.slots,

@@ -74,7 +74,7 @@ class KeepingMachine(RuleBasedStateMachine):
             return
         worker = self.supervisor.start(claims.lease)
         self.supervisor.loaded(worker)
-        shape = Shape(kind, "process", "shm", cores, memory_bytes, 1, 4096)
+        shape = Shape(kind, "process", "shm", True, cores, memory_bytes, 1, 4096)
         shown = {f"{one:032x}" for one in former}
         number = self.keeping.take(shape, owner, shown, self.now_s)
         fitting = [
@@ -141,7 +141,7 @@ TestKeepingMachine = KeepingMachine.TestCase
 def test_nobody_is_nobodys_client() -> None:
     """Two links that say nothing of whose they are have nothing in common."""
     keeping = Keeping(1, 1, KEEP_S, KEPT_MAX)
-    shape = Shape("a", "process", "shm", 1, 1, 1, 4096)
+    shape = Shape("a", "process", "shm", True, 1, 1, 1, 4096)
     keeping.keep(1, shape, "", "f" * 32, 0.0)
     assert keeping.take(shape, "", (), 0.0) is None
     assert keeping.take(shape, "uid 0", ("e" * 32,), 0.0) is None

@@ -24,7 +24,8 @@ from rfaas.proto.messages import (
 from rfaas.proto.proof import prove
 from tests.functions.build import build_text
 from tests.harness.gate import Gate
-from tests.harness.processes import is_alive, until, wait_for_end, workers_of
+from tests.harness.processes import endpoints_of, is_alive, until, wait_for_end, workers_of
+from tests.harness.rdma import End
 from tests.harness.site import Site
 
 RESTLESS = r"""
@@ -67,7 +68,7 @@ RFAAS_EXPORT uint32_t wake_by_timer(void *args, uint32_t size, void *res)
 
 over_shm = pytest.mark.skipif(
     os.environ.get("RFAAS_LANE_TRANSPORT") == "verbs",
-    reason="over RDMA, only a worker behind an endpoint is kept: level sandbox",
+    reason="over RDMA, only a worker behind an endpoint is kept",
 )
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="takes root, to be two users")
 
@@ -314,6 +315,17 @@ def test_what_still_calls_is_not_kept(kept: Site, held: Path, gate: Callable[[],
             call.result()
 
 
+TWICE = """
+session = rfaas.connect()
+for _ in range(2):
+    with session.lease(library=sys.argv[1], isolation=sys.argv[2]) as lease:
+        text = f"{lease.was_kept} {int.from_bytes(lease.call('count', b''), 'little')}"
+    say(text)
+    if not lease.was_kept:
+        sys.stdin.readline()
+session.close()
+"""
+
 AS_ANOTHER_USER = """
 import os
 os.chdir(sys.argv[1])
@@ -430,3 +442,25 @@ def test_each_lease_has_a_bill_of_its_own(site: Site, counter: Path) -> None:
 def kept_by_node(site: Site) -> object:
     with site.session(client__executor=site.address("executor")) as session:
         return kept_by(session)
+
+
+@pytest.mark.rdma
+@pytest.mark.parametrize("isolation", ["process", "sandbox"])
+def test_over_rdma_the_endpoint_is_the_leases_and_the_worker_kept(
+    site: Site, counter: Path, rdma_ends: tuple[End, End], isolation: str
+) -> None:
+    site.set(executor__endpoint="always", executor__keep_warm_s=600.0)
+    executor = site.start("all", "--device", rdma_ends[1].device).pid
+    site.set(lane__transport="verbs", rdma__device=rdma_ends[0].device)
+    client = site.client(TWICE, counter, isolation)
+    assert client.lines.next() == "False 1", client.stderr
+    assert endpoints_of(executor) == []
+    before = workers_of(executor)
+    assert before
+    client.say("go on")
+    assert client.lines.next() == "True 2", client.stderr
+    assert client.wait() == 0, client.stderr
+    assert workers_of(executor) == before
+    assert endpoints_of(executor) == []
+    with site.session() as session:
+        assert [one.usage.calls for one in session.leases(all=True)] == [1, 1]
