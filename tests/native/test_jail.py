@@ -24,7 +24,7 @@ def needed() -> None:
 def dying_caller(say: int, give_the_byte: bool) -> None:
     """In a process of its own: start an init, say which, die."""
     ready, go = os.pipe()
-    status, tell = os.pipe()
+    _status, tell = os.pipe()
     pid = _jail.clone(NAMESPACES, ready, go, tell, -1)
     if not pid:  # the worker
         signal.pause()
