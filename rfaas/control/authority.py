@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import random
 import secrets
 from collections import deque
 from collections.abc import Callable
@@ -62,6 +63,7 @@ USAGE_S = 0.4  # the longest that usage waits to be told, so that bills are a se
 LEASE_DURATION_MAX_S = 86400.0
 TURN_S = 0.1  # between two looks at who waits for cores of an executor that grants by itself
 LOOPBACK = ("", "127.0.0.1", "::1")  # of no use to clients elsewhere
+PAUSE_MIN_S, PAUSE_MAX_S = 0.1, 2.0  # before the manager is asked again; doubles
 UNSENT_MAX = 4096  # ends of leases; past that the manager learns of them by expiry
 
 log = logging.getLogger("rfaas.executor")
@@ -259,7 +261,7 @@ class ManagerAuthority:
             await self._join_again()
 
     async def _join_again(self) -> None:
-        pause_s, warned = 0.1, False
+        pause_s, said = PAUSE_MIN_S, ""
         while True:
             try:
                 hello = Hello(
@@ -275,13 +277,13 @@ class ManagerAuthority:
                     self._link = None
                     await link.close()
                 log.warning("lost the resource manager at %s; leases go on", self._address)
-                pause_s, warned = 0.1, True
+                pause_s, said = PAUSE_MIN_S, ""
             except (RfaasError, OSError) as error:
-                if not warned:
-                    log.warning("%s; trying again until somebody does", error)
-                    warned = True
-            await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, 2.0)
+                if str(error) != said:  # each reason once, not at each try
+                    said = str(error)
+                    log.warning("%s; trying again", said)
+            await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))  # a thousand nodes not at once
+            pause_s = min(2 * pause_s, PAUSE_MAX_S)
 
     async def _serve(self, link: AsyncLink) -> None:
         live = tuple(self._usage())[:LEASES_PER_JOIN_MAX]
