@@ -58,6 +58,8 @@ from rfaas.proto.messages import (
 )
 from rfaas.proto.proof import proves, secret_of
 
+CLIENT_BEATS_MAX = 3  # that a client's machine may be silent, and a manager's
+BEAT_S = 1.0  # of a node without a manager
 USAGE_PER_BEAT_MAX = 256  # as messages.Beat
 USAGE_S = 0.4  # the longest that usage waits to be told, so that bills are a second old at most
 LEASE_DURATION_MAX_S = 86400.0
@@ -70,7 +72,13 @@ log = logging.getLogger("rfaas.executor")
 
 
 class Authority(Protocol):
-    """See the module's docstring."""
+    """See the module's docstring.
+
+    Attributes:
+        silence_s: of a client's machine, after which what it has here ends.
+    """
+
+    silence_s: float
 
     def claims(self, request: OpenLease, nonce: bytes) -> Claims:
         """What a token grants on this node, to whoever proves on the link with that nonce
@@ -92,6 +100,8 @@ class Authority(Protocol):
 
 class OwnAuthority:
     """The executor grants its own cores: direct allocation, no resource manager."""
+
+    silence_s = CLIENT_BEATS_MAX * BEAT_S
 
     def __init__(self, node: JoinNode, clock: Clock) -> None:
         self._node = node
@@ -217,6 +227,7 @@ class ManagerAuthority:
         self._usage = usage
         self._told = told
         self.crashes: dict[str, int] = {}
+        self.silence_s = CLIENT_BEATS_MAX * BEAT_S  # until the manager has said its own
         self._keys: tuple[bytes, ...] = ()  # of this join and the one before
         self._link: AsyncLink | None = None
         self._unsent: deque[LeaseEnded] = deque(maxlen=UNSENT_MAX)  # while the manager is away
@@ -294,6 +305,8 @@ class ManagerAuthority:
         reply = await link.request(replace(self._node, address=address, leases=live))
         if not isinstance(reply, NodeJoined):
             raise ProtocolError(f"the manager answered {type(reply).__name__} to JoinNode")
+        self.silence_s = CLIENT_BEATS_MAX * reply.heartbeat_s
+        link.lose_after(self.silence_s)
         first = not self._keys
         self._keys = (reply.key, *self._keys[:1])
         self._link = link
