@@ -96,6 +96,11 @@ class AsyncLink:
         """Whether all that was sent has left us."""
         return self._drained.is_set()
 
+    def lose_after(self, silence_s: float) -> None:
+        """End with a peer whose machine is silent for so long: it was cut off, or lost power."""
+        with contextlib.suppress(OSError):  # it has ended already
+            self._carrier.lose_after(silence_s)
+
     async def receive(self) -> Message | None:
         """The next message, or None at the end of the stream.  One task at a time.
 

@@ -73,6 +73,12 @@ class Carrier(Protocol):
     def settling(self) -> asyncio.Future[None] | None:
         """In the running loop: done when it has arrived; None: nothing is on its way."""
 
+    def lose_after(self, silence_s: float) -> None:
+        """From here on the link ends when the peer's machine is silent for so long.
+
+        What is counted are the answers of its kernel or NIC, not what its program says.
+        """
+
     def close(self) -> None:
         """End the connection.  Can be called twice."""
 
@@ -141,6 +147,10 @@ class SocketCarrier:
 
     def settling(self) -> None:
         return None
+
+    def lose_after(self, silence_s: float) -> None:
+        if not self.passes_fds and self._sock.fileno() >= 0:
+            sockets.lose_after(self._sock, silence_s)
 
     def close(self) -> None:
         self._sock.close()

@@ -117,6 +117,9 @@ class RdmaCarrier:
             self._watch()
         return self._settled
 
+    def lose_after(self, silence_s: float) -> None:
+        """How long a NIC asks before it gives up is the connection's; it is asked by `probe`."""
+
     def probe(self) -> None:
         """Have the NIC find out whether the peer is there; if it is not, the link ends."""
         self._stream.probe()

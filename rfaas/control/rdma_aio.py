@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rfaas.native._rdma_stream import Listener, Stream
 
 BACKLOG = 128
-PROBE_S = 10.0  # between two looks at whether those who say nothing are there
+PROBE_S = 1.0  # between two looks at whether those who say nothing are there
 
 log = logging.getLogger("rfaas.control")
 

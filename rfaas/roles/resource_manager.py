@@ -38,6 +38,7 @@ from rfaas.clock import Clock
 from rfaas.config import ControlConfig, HttpConfig, PricesConfig, ResourceManagerConfig
 from rfaas.control import munge
 from rfaas.control.aio import AsyncLink, listen
+from rfaas.control.authority import CLIENT_BEATS_MAX
 from rfaas.core.events import Events
 from rfaas.errors import CapacityError, PeerLostError, ProtocolError, RfaasError
 from rfaas.failpoints import reach
@@ -106,7 +107,10 @@ class ResourceManager:
 
     async def serve(self, link: AsyncLink, hello: messages.Hello) -> None:
         """One connection, from its first message to its end."""
+        config = self.state.config
         peer = Peer(link, hello.role)
+        beats = config.missed_beats_max if hello.role == "executor" else CLIENT_BEATS_MAX
+        link.lose_after(beats * config.heartbeat_s)
         log.debug("link %s of %s %s opened", link.peer, hello.role, hello.name)
         try:
             while (message := await link.receive()) is not None:
