@@ -111,9 +111,10 @@ def test_all_of_it_over_rdma(keyed: Site, shipped: Path, rdma_ends: tuple[End, E
     manager = started(keyed, "resource-manager", "--address", "verbs:*:0", *device)
     started(keyed, "executor", "--address", "verbs:*:0", "--resource-manager", manager, *device)
     asked = ("--resource-manager", manager, "--device", client.device, "--slot-bytes", "64KiB")
-    done = keyed.run("call", *asked, shipped, "echo", stdin=b"known")
+    (keyed.path / "input").write_bytes(b"known")
+    done = keyed.run("call", *asked, shipped, "echo", "input")
     assert (done.returncode, done.stdout, done.stderr) == (0, b"known", b"")
     keyed.set(control__auth="none")
-    done = keyed.run("call", *asked, shipped, "echo", stdin=b"known")
+    done = keyed.run("call", *asked, shipped, "echo", "input")
     assert done.returncode != 0
     assert b"does not say that it has the cluster's key" in done.stderr

@@ -159,10 +159,13 @@ class Site:
         """A command, running."""
         return self._started([RFAAS, *map(str, arguments)], "command")
 
-    def client(self, code: str, *arguments: str | Path) -> Child:
-        """A Python program that uses `rfaas`, has `say`, and `arguments` in `sys.argv[1:]`."""
+    def client(self, code: str, *arguments: str | Path, prefix: Sequence[str] = ()) -> Child:
+        """A Python program that uses `rfaas`, has `say`, and `arguments` in `sys.argv[1:]`;
+        `prefix` is a command that runs it.
+        """
         script = _PRELUDE.format(tree=str(TREE)) + code
-        return self._started([sys.executable, "-c", script, *map(str, arguments)], "client")
+        words = [*prefix, sys.executable, "-c", script, *map(str, arguments)]
+        return self._started(words, "client")
 
     # Ends
 
