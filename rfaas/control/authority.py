@@ -21,7 +21,7 @@ from msgspec.structs import replace
 from rfaas.addresses import announced
 from rfaas.clock import Clock
 from rfaas.config import ControlConfig
-from rfaas.control import munge
+from rfaas.control import cluster_key, munge
 from rfaas.control.aio import AsyncLink, connect, no_silent_end
 from rfaas.core.lease import Ask, Lease
 from rfaas.core.ledger import Ledger
@@ -290,7 +290,8 @@ class ManagerAuthority:
                     name=self._node.node,
                     credential=munge.credential(self._control),
                 )
-                link = await connect(self._address, hello, self._device)
+                shared = cluster_key.read(self._control)
+                link = await connect(self._address, hello, self._device, shared)
                 try:
                     await self._serve(link)
                 finally:

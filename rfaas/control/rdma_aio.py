@@ -42,7 +42,7 @@ class RdmaAcceptor:
                 log.warning("cannot accept a connection: %s", rdma_errors.of_fault(found.fault))
                 found.close()
             else:
-                carrier = RdmaCarrier(found)
+                carrier = RdmaCarrier(found, "", self._listener.port)
                 self._carriers.add(carrier)
                 return carrier
         return None
@@ -87,7 +87,7 @@ async def connect_soon(address: Address, device: str) -> RdmaCarrier:
                 await asyncio.wait_for(_opening(stream), CONNECT_TIMEOUT_S)
             except asyncio.TimeoutError:
                 pass  # _opened says so
-            return opened(stream, address)
+            return opened(stream, address, host)
         except UnavailableError as error:
             stream.close()
             fault = error

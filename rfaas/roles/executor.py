@@ -22,7 +22,7 @@ from msgspec.structs import replace
 from rfaas import __version__, addresses
 from rfaas.clock import Clock
 from rfaas.config import ContainerConfig, ControlConfig, ExecutorConfig
-from rfaas.control import aio, munge
+from rfaas.control import aio, cluster_key
 from rfaas.control.aio import AsyncLink, Listener
 from rfaas.control.authority import Authority, ManagerAuthority, OwnAuthority, Told
 from rfaas.core.supervisor import Over
@@ -125,7 +125,7 @@ class Executor:
             self._welcome,
             self._serve,
             self._device,
-            munge.admit(self._control),
+            cluster_key.admit(self._control),
         )
         address = self.listener.address
         self._node = replace(self._node, address=address)

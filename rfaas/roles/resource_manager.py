@@ -36,7 +36,7 @@ import msgspec
 from rfaas.addresses import announced, is_local
 from rfaas.clock import Clock
 from rfaas.config import ControlConfig, HttpConfig, PricesConfig, ResourceManagerConfig
-from rfaas.control import munge
+from rfaas.control import cluster_key
 from rfaas.control.aio import AsyncLink, listen
 from rfaas.control.authority import CLIENT_BEATS_MAX
 from rfaas.core.events import Events
@@ -232,7 +232,7 @@ async def run(  # noqa: PLR0913, PLR0917 - what it is made of
         made(manager)
         web = web_of(http, manager.view)
         welcome = messages.Welcome(version=PROTOCOL_VERSION, role=ROLE, name=platform.node())
-        admit = munge.admit(control)
+        admit = cluster_key.admit(control)
         listener = await listen(config.address, welcome, manager.serve, device, admit)
         try:
             at = manager.state.address = listener.address

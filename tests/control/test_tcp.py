@@ -64,6 +64,7 @@ def test_every_address_of_the_machine(to: str, caplog: pytest.LogCaptureFixture)
     with caplog.at_level(logging.WARNING):
         assert exchange("tcp:*:0", to=to).startswith("tcp:*:")
     assert "links are not authenticated; for trusted networks only" in caplog.text
+    assert 'hint: control.auth = "key"' in caplog.text
 
 
 def test_loopback_is_no_network(caplog: pytest.LogCaptureFixture) -> None:
