@@ -22,6 +22,7 @@ from rfaas.paths import system_text
 from rfaas.proto.worker_messages import Lack, Limits
 
 CONTROLLERS = ("memory", "pids", "cpuset")
+COUNTER = "cpuacct"  # of version 1, where there is no version 2 to count processor time
 BASE_BYTES = 64 << 20  # what a worker itself touches of its own, before the function allocates
 STALE_S = 60.0  # a group that old and without a process is in nobody's hands
 BASE_PROCESSES = 2  # its init, and its main thread
@@ -102,6 +103,21 @@ class Group:
             return f"it reached its limit of {limits.processes} processes and threads"
         return ""
 
+    @property
+    def cpu_file(self) -> str:
+        """Where the processor time of all that were in them stands, for `cpu_ns`; or ""."""
+        if folder := self._folders.get("kill"):
+            return f"{folder}/cpu.stat"
+        folder = self._folders.get(COUNTER)
+        return f"{folder}/cpuacct.usage" if folder else ""
+
+    def cpu_ns(self) -> int:
+        """That time; 0 where it is not counted."""
+        try:
+            return cpu_ns(_read(self.cpu_file).encode()) if self.cpu_file else 0
+        except OSError:
+            return 0
+
     def remove(self) -> None:
         """Remove them; what is still busy is left to `sweep`."""
         for folder in self._made:
@@ -140,6 +156,14 @@ def of_node() -> Groups:
     return Groups()
 
 
+def cpu_ns(text: bytes) -> int:
+    """Processor time, as cpu.stat (version 2) or cpuacct.usage (version 1) has it."""
+    words = text.split()
+    if words[:1] == [b"usage_usec"]:
+        return int(words[1]) * 1000
+    return int(words[0]) if words and words[0].isdigit() else 0
+
+
 def lacks() -> list[Lack]:
     """What of them this node cannot give its workers."""
     why = of_node().why
@@ -157,7 +181,7 @@ def find() -> tuple[Places, str]:
     except OSError as error:
         return Places({}, {}), f"control groups cannot be found: {system_text(error)}"
     for key, path in own.items():
-        wanted = [name for name in CONTROLLERS if name in key.split(",")]
+        wanted = [name for name in (*CONTROLLERS, COUNTER) if name in key.split(",")]
         if (mount := mounts.get(key)) is None or (key and not wanted):
             continue
         root, point = mount
@@ -175,6 +199,8 @@ def find() -> tuple[Places, str]:
             folders["kill"] = folder  # cgroup.kill is not in the root group, but in its children
         for name in wanted:
             version[name], folders[name] = 1 if key else 2, folder
+    if "kill" in folders:
+        folders.pop(COUNTER, None)
     places = Places(version, folders)
     if places.missing and not why:
         why = f"no hierarchy of {', '.join(places.missing)} is mounted for writing"

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from rfaas.sandbox.end import End
+
 if TYPE_CHECKING:
     from rfaas.proto.worker_messages import Limits
     from rfaas.sandbox import Birth
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
 
 class Forked:
     """See `sandbox.Confined`."""
+
+    cpu_file = ""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -28,8 +32,8 @@ class Forked:
     def limit(self, limits: Limits, cpus: Sequence[int]) -> None:
         """Nothing: it limits itself when it gets its task."""
 
-    def reaped(self, status: int) -> tuple[int, str]:
-        return status, ""
+    def reaped(self, status: int, cpu_ns: int) -> End:
+        return End(status, cpu_ns=cpu_ns)
 
 
 def fork(birth: Birth) -> Forked:

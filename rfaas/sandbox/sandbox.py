@@ -35,6 +35,7 @@ from rfaas.paths import system_text
 from rfaas.proto.worker_messages import Lack
 from rfaas.sandbox import cgroups, libraries
 from rfaas.sandbox import limits as rlimits
+from rfaas.sandbox.end import End
 
 if TYPE_CHECKING:
     from rfaas.config import SandboxConfig
@@ -71,9 +72,12 @@ class Jailed:
         self._status_fd = status_fd
         self._group = group
         self._limits = limits
+        self.cpu_file = group.cpu_file if group is not None else ""
 
     def kill(self) -> None:
-        """An init takes all of its namespace along."""
+        """An init takes all of its namespace along; its group goes at one blow, where it can."""
+        if self._group is not None:
+            self._group.kill()
         with suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
 
@@ -82,14 +86,15 @@ class Jailed:
         if self._group is not None:
             self._group.limit(limits, cpus)
 
-    def reaped(self, status: int) -> tuple[int, str]:
+    def reaped(self, status: int, cpu_ns: int) -> End:
         said = os.read(self._status_fd, 4)  # the init is gone: there is a status or the end
         os.close(self._status_fd)
         why = ""
         if self._group is not None:
             why = self._group.reached(self._limits)
+            cpu_ns = max(cpu_ns, self._group.cpu_ns())
             self._group.remove()
-        return (int.from_bytes(said, "little") if len(said) == 4 else status), why
+        return End(int.from_bytes(said, "little") if len(said) == 4 else status, why, cpu_ns)
 
 
 class SandboxLevel:

@@ -8,6 +8,7 @@ entered there and passes `tests/e2e/test_hostile.py`.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 from collections.abc import Iterator
@@ -21,6 +22,10 @@ from tests.harness.site import Site
 
 HOLDING = ("sandbox",)
 OUTSIDE = ("unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child")
+OVER = re.compile(
+    r"lease (?P<lease>\w{8}) is over .*: (?P<calls>\d+) calls, "
+    r"(?P<executing_s>[\d.]+) s executing, (?P<polling_s>[\d.]+) s polling"
+)
 SECRET = "kept-from-all-functions-7f3a9c"  # in the executor's environment and arguments
 
 
@@ -83,6 +88,13 @@ class Node:
     def wait_until_gone(self) -> None:
         """Return when the attack has no process left."""
         until(lambda: not self.strangers(), "the end of all that the attack started")
+
+    def ended(self, lease: str) -> dict[str, float] | None:
+        """What the executor says that a lease has used, once it is over."""
+        for match in OVER.finditer(self.executor.stderr):
+            if match["lease"] == lease[:8]:
+                return {key: float(match[key]) for key in ("calls", "executing_s", "polling_s")}
+        return None
 
     def kill_zygote(self) -> None:
         """As a crash of it, or the kernel out of memory, would; the executor gives up then."""
