@@ -28,6 +28,7 @@ STALE_S = 60.0  # a group that old and without a process is in nobody's hands
 BASE_PROCESSES = 2  # its init, and its main thread
 HINT = "delegate a group to the executor: Delegate=yes in its systemd unit"
 _PREFIX = "rfaas-"
+_OWN = "/rfaas-executor"  # where an executor moves, to make groups beside itself
 _OURS = re.compile(r"rfaas-\d+-\d+-\d+-\d+")
 _ESCAPES = (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\"))  # of mountinfo
 
@@ -75,6 +76,8 @@ class Group:
                 self._write("memory", "memory.max", bytes_max)
                 with suppress(OSError):
                     self._write("memory", "memory.swap.max", 0)
+                with suppress(OSError):  # before Linux 4.19; who is left would wait for the dead
+                    self._write("memory", "memory.oom.group", 1)
         if limits.processes and "pids" in self._folders:
             processes_max = limits.processes + limits.lanes + BASE_PROCESSES
             self._write("pids", "pids.max", processes_max)
@@ -180,11 +183,12 @@ def find() -> tuple[Places, str]:
         mounts = _mounts()
     except OSError as error:
         return Places({}, {}), f"control groups cannot be found: {system_text(error)}"
-    for key, path in own.items():
+    for key, inside in own.items():
         wanted = [name for name in (*CONTROLLERS, COUNTER) if name in key.split(",")]
         if (mount := mounts.get(key)) is None or (key and not wanted):
             continue
         root, point = mount
+        path = inside if key else inside.removesuffix(_OWN)
         if not f"{path}/".startswith(f"{root.rstrip('/')}/"):
             continue  # ours is outside of what is mounted here
         folder = point + path[len(root.rstrip("/")) :].rstrip("/")
@@ -277,7 +281,7 @@ def _enable(folder: str) -> list[str]:
             inside = {int(pid) for pid in _read(f"{folder}/cgroup.procs").split()}
             if error.errno != errno.EBUSY or not inside or inside - ours:
                 raise
-            own = f"{folder}/rfaas-executor"
+            own = folder + _OWN
             with suppress(FileExistsError):
                 os.mkdir(own)
             for pid in inside:

@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -35,7 +35,7 @@ class Node:
     The neighbour calls a function before and after each attack, over one and the same worker.
     """
 
-    def __init__(self, site: Site, level: str, counter: Path) -> None:
+    def __init__(self, site: Site, level: str, counter: Path, within: Sequence[str] = ()) -> None:
         if shutil.which("unshare") is None:
             pytest.skip("unshare is missing: install util-linux")
         self.level = level
@@ -45,6 +45,7 @@ class Node:
         outside = [*OUTSIDE, "--mount-proc"]
         if os.geteuid():
             outside += ["--map-root-user"]
+        outside += within
         self.executor = site.start_unready("executor", "--resource-manager", "none", prefix=outside)
         self.pid = 0
         self.status = 0  # that the executor is to end with
@@ -120,9 +121,13 @@ def groups_left(part: str) -> list[str]:
     return found
 
 
-def made(site: Site, level: str, counter: Path) -> Iterator[Node]:
-    """For a fixture: a node, and what it leaves is looked for."""
-    node = Node(site, level, counter)
+def made(site: Site, level: str, counter: Path, within: Sequence[str] = ()) -> Iterator[Node]:
+    """For a fixture: a node, and what it leaves is looked for.
+
+    Args:
+        within: what starts the executor in there, as words before its command.
+    """
+    node = Node(site, level, counter, within)
     try:
         yield node
         if node.status == 0:
