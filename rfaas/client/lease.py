@@ -91,6 +91,7 @@ class Lease(Lanes):
         self.transport = ""
         self.endpoint: Endpoint | None = None  # where the worker listens, over verbs
         self.cpus: tuple[int, ...] = ()
+        self.gpus: tuple[str, ...] = ()  # which of the node's
         self.steps_ns: dict[str, int] = {}
         self._ends_at_s: float | None = None  # once notice was given
         self._secret = b""  # proves that the lease is ours; see proto/proof.py
@@ -261,6 +262,7 @@ class Lease(Lanes):
         self.endpoint = started.endpoint
         self.isolation, self.lacks = started.isolation, started.lacks
         self.cpus = started.cpus
+        self.gpus = started.gpus
         self._install(lanes, names)
         self._unsure = False
         self.steps_ns["start_worker"] = started_at - start

@@ -106,6 +106,7 @@ class OwnAuthority:
             node.isolation,
             (),
             clock.monotonic_s(),
+            node.gpus,
         )
 
     def claims(self, request: OpenLease, nonce: bytes) -> Claims:
@@ -344,6 +345,7 @@ def granted(grant: Lease, address: str, key: bytes, wall_s: float, request_id: i
         memory_bytes=grant.memory_bytes,
         isolation=grant.isolation,
         image=grant.image,
+        gpus=grant.gpus,
         duration_s=grant.duration_s,
         issued_at_s=wall_s,
         not_after_s=wall_s + grant.duration_s,
@@ -360,6 +362,7 @@ def granted(grant: Lease, address: str, key: bytes, wall_s: float, request_id: i
         duration_s=grant.duration_s,
         token=sign(claims, key),
         secret=secret_of(grant.lease, key),
+        gpus=grant.gpus,
     )
 
 
@@ -380,6 +383,7 @@ def ask_of(request: RequestLease, account: str, lease: str) -> Ask:
         duration_s=request.duration_s,
         isolation=request.isolation,
         image=request.image,
+        gpus=request.gpus,
         placement=request.placement,
         wait_s=request.wait_s,
     )

@@ -115,7 +115,8 @@ class Executor:
         self, private: socket.socket | None, waiting: Callable[[str], None]
     ) -> asyncio.Task[None] | None:
         """Serve: at the configured address, or `private` alone (the task ends with that link)."""
-        self._node = replace(self._node, isolation=await self._pool.offered())
+        levels = await self._pool.offered()
+        self._node = replace(self._node, isolation=levels, gpus=len(self._pool.gpus))
         self._authority = OwnAuthority(self._node, self._clock)
         if private is not None:
             return self.listener.adopt(private)
@@ -367,6 +368,7 @@ class Executor:
             steps_ns=process.steps_ns,
             isolation=lease.claims.isolation,
             lacks=self._pool.lacks(lease.claims.isolation),
+            gpus=lease.gpus,
         )
         return started, carrier.offer(process.rings_fd)
 
@@ -417,6 +419,7 @@ class Executor:
             address=self._node.address,
             facts={
                 "cores": self._node.cores,
+                "GPUs": ", ".join(self._pool.gpus) or "none",
                 "isolation": ", ".join(map(self._pool.described, self._node.isolation)),
                 "leases": len(usage),
                 "calls of live leases": sum(one.calls for one in usage),

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from rfaas.sandbox import gpus
+
 if TYPE_CHECKING:
     from rfaas.proto.worker_messages import Limits
     from rfaas.sandbox import Birth
@@ -37,5 +39,5 @@ def fork(birth: Birth) -> Forked:
     parent = os.getpid()
     pid = os.fork()
     if not pid:
-        birth.run(parent, lambda: None)
+        birth.run(parent, lambda: gpus.see(birth.order.gpus, alone=False))
     return Forked(pid)
