@@ -22,7 +22,8 @@ RANDOM = os.makedev(1, 8)  # of random(4)
 OWN_DEV = (
     *("unshare", "--mount", "--propagation", "private", "sh", "-c"),
     """
-    mount -t tmpfs none /dev && chmod 755 /dev && umask 0 || exit 1
+    mount -t tmpfs none /dev && chmod 755 /dev && umask 0 && mkdir /dev/shm || exit 1
+    ln -s /proc/self/fd /dev/fd && mknod /dev/tty c 5 0 || exit 1
     for node in "null 3" "zero 5" "full 7" "random 8" "urandom 9"; do
         mknod "/dev/${node% *}" c 1 "${node#* }" || exit 1
     done
