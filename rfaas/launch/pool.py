@@ -201,6 +201,7 @@ class Pool:
                 ),
                 self._config.load_timeout_s,
             )
+            self._supervisor.live(request.lease)  # or it ended while the worker came up
         except asyncio.TimeoutError:
             await self._end(worker, process, "it took too long to load")
             raise LibraryError(

@@ -140,7 +140,7 @@ class SandboxLevel:
             if group is not None:
                 group.limit(limits, birth.order.cpus)
             user = self._user if self._namespaces & _jail.NEWUSER else -1
-            pid = _jail.clone(self._namespaces, ready, say, user)
+            pid = _jail.clone(self._namespaces, ready, go, say, user)
             if not pid:
                 birth.run(1, lambda: self._prepare(birth.order.gpus))
             if self._namespaces & _jail.NEWUSER:
@@ -198,7 +198,7 @@ class SandboxLevel:
         try:
             text = ""
             user = self._user if self._namespaces & _jail.NEWUSER else -1
-            pid = _jail.clone(self._namespaces, ready, tell, user)
+            pid = _jail.clone(self._namespaces, ready, go, tell, user)
             if not pid:
                 self._prepare()
                 os.write(tell, (self._failed.text if self._failed else _WELL).encode())
@@ -227,7 +227,7 @@ def try_namespaces(flags: int) -> str:
     """What the system says against a process in such namespaces, or ""."""
     ready, go = os.pipe()
     try:
-        pid = _jail.clone(flags, ready, go, -1)
+        pid = _jail.clone(flags, ready, go, go, -1)
     except OSError as error:
         return system_text(error)
     else:
