@@ -100,6 +100,17 @@ def test_a_worker_that_waits_is_for_leases_without(site: Site, two: list[str], p
                 assert use(lease, two[0]) == "open: ENOENT"
 
 
+def test_no_worker_keeps_one(site: Site, two: list[str], probe: Path) -> None:
+    """Kept for its client, it would hold a device that is leased to somebody else."""
+    site.set(executor__gpus=two[0], executor__keep_warm_s=60, lease__isolation="sandbox")
+    site.start("executor", "--resource-manager", "none")
+    with of_node(site) as session:
+        for count, kept in ((0, False), (1, False), (1, False), (0, True)):
+            with session.lease(library=probe, gpus=count) as lease:
+                assert lease.was_kept == kept
+                assert use(lease, two[0]) == ("works" if count else "open: ENOENT")
+
+
 def test_the_next_worker_of_a_lease_has_the_same(site: Site, two: list[str], probe: Path) -> None:
     site.set(executor__gpus=" ".join(two), lease__isolation="sandbox")
     with site.private_session() as session, session.lease(library=probe, gpus=1) as lease:
