@@ -10,7 +10,6 @@ from msgspec.structs import replace
 from rfaas.config import ExecutorConfig
 from rfaas.diagnose import gpus
 from rfaas.proto.worker_messages import Gpu
-from rfaas.sandbox.sandbox import NOBODY
 
 PRIVATE = "private"  # the name of an executor that serves one client
 
@@ -72,7 +71,6 @@ def gpus_of(config: ExecutorConfig) -> list[Gpu]:
             log.warning("%s", why)
     for gpu in lent:
         log.info("lends GPU %s (%s)", gpu.name, gpu.visible)
-        # As root, a sandbox's worker is nobody; else it is this user.
-        for node in gpus.closed_nodes(gpu, NOBODY if os.geteuid() == 0 else -1):
+        for node in gpus.closed_nodes(gpu):
             log.warning("GPU %s: a worker in a sandbox cannot open %s: its mode", gpu.name, node)
     return lent
