@@ -31,10 +31,12 @@ from typing import NamedTuple
 
 from rfaas.core.book import CORES_MAX, MEMORY_BYTES_MAX, Book, check_amounts
 from rfaas.core.lease import CAUSES, Ask, Lease, Settled
-from rfaas.core.placement import ALL, Part
+from rfaas.core.placement import ALL, Node, Part
 from rfaas.core.waiting import PASSED_MAX, Queue
 from rfaas.errors import CapacityError, LeaseEndedError, UsageError
 from rfaas.proto.messages import Usage
+
+Amounts = tuple[Node, int, int, int]  # as of a Part
 
 
 class Quota(NamedTuple):
@@ -217,12 +219,15 @@ class Ledger(Book):
 
     def _try(self, ask: Ask, now_s: float) -> Lease | None:
         """Grant what was checked, if there is room."""
-        whole = ALL in (ask.cores, ask.memory_bytes)
-        if ask.placement != "spread" or whole or self._new_id is None:
+        if (
+            ask.placement != "spread"
+            or self._new_id is None
+            or ALL in (ask.cores, ask.memory_bytes)
+        ):
             node = self._index.best(ask.cores, ask.memory_bytes, ask.isolation, ask.gpus)
             if node is not None:
                 cores, memory_bytes = ask.cores or node.cores, ask.memory_bytes or node.memory_bytes
-                part = Part(node, cores, memory_bytes, ask.gpus)
+                part = (node, cores, memory_bytes, ask.gpus)  # no Part: its making takes 0.3 us
                 return self._place(ask, ask.lease, "", part, now_s)
         first: Lease | None = None
         parts = self._several(ask) or []
@@ -239,7 +244,7 @@ class Ledger(Book):
         spread = ask.placement == "spread"
         return self._index.several(ask.cores, ask.memory_bytes, ask.isolation, spread, ask.gpus)
 
-    def _place(self, ask: Ask, lease_id: str, bundle: str, part: Part, now_s: float) -> Lease:
+    def _place(self, ask: Ask, lease_id: str, bundle: str, part: Amounts, now_s: float) -> Lease:
         node, cores, memory_bytes, gpus = part
         node.take(lease_id, cores, memory_bytes, gpus)
         self._fence += 1

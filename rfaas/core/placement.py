@@ -68,14 +68,20 @@ class Node:
 
     def take(self, lease: str, cores: int, memory_bytes: int, gpus: int = 0) -> None:
         self.leases.add(lease)
-        self._move(cores, memory_bytes, gpus)
+        if gpus:
+            self._change_shelf(cores, memory_bytes, gpus)
+        else:
+            self._move(cores, memory_bytes)
 
     def give(self, lease: str, cores: int, memory_bytes: int, gpus: int = 0) -> bool:
         """Undo `take`; nothing, and False, where this node does not hold the lease."""
         if lease not in self.leases:
             return False
         self.leases.remove(lease)
-        self._move(-cores, -memory_bytes, -gpus)
+        if gpus:
+            self._change_shelf(-cores, -memory_bytes, -gpus)
+        else:
+            self._move(-cores, -memory_bytes)
         return True
 
     def report(self, now_s: float) -> NodeReport:
@@ -93,16 +99,20 @@ class Node:
             gpus_free=self.gpus_free,
         )
 
-    def _move(self, cores: int, memory_bytes: int, gpus: int) -> None:
+    def _change_shelf(self, cores: int, memory_bytes: int, gpus: int) -> None:
+        index = self.shelf.index if self.shelf is not None else None
+        if index is not None:
+            index.remove(self)
+        self.gpus_free -= gpus
+        self._move(cores, memory_bytes)
+        if index is not None:
+            index.add(self)
+
+    def _move(self, cores: int, memory_bytes: int) -> None:
         shelf = self.shelf
-        if shelf is None or gpus:
-            if shelf is not None:
-                shelf.index.remove(self)
+        if shelf is None:
             self.cores_free -= cores
             self.memory_free_bytes -= memory_bytes
-            self.gpus_free -= gpus
-            if shelf is not None:  # on another one
-                shelf.index.add(self)
             return
         shelf.drop(self)
         self.cores_free -= cores
