@@ -85,6 +85,7 @@ class ResourceManagerConfig(Section, frozen=True):
     revoke_notice_s: Annotated[float, Meta(ge=0, le=86400)] = 10.0
     cores_per_client_max: Annotated[int, Meta(ge=0, le=2**31)] = 0
     leases_per_client_max: Annotated[int, Meta(ge=0, le=2**31)] = 0
+    gpus_per_client_max: Annotated[int, Meta(ge=0, le=2**31)] = 0
 
 
 class ExecutorConfig(Section, frozen=True):
@@ -95,6 +96,7 @@ class ExecutorConfig(Section, frozen=True):
     resource_manager: Address | Literal["none"] = ""
     cores: Cores | Literal["all"] = "all"
     memory: Size | Literal["all"] = "all"
+    gpus: Patterns = "auto"
     load_timeout_s: Annotated[float, Meta(ge=0.1, le=3600)] = 30.0
     stop_grace_s: Annotated[float, Meta(ge=0, le=600)] = 2.0
     library_cache_bytes_max: Size = 1 << 30
@@ -128,6 +130,7 @@ class LeaseConfig(Section, frozen=True):
 
     cores: Cores | Literal["all"] = 1
     memory: Size | Literal["all"] = 1 << 30
+    gpus: Annotated[int, Meta(ge=0, le=4096)] = 0
     placement: Literal["pack", "spread", "node"] = "pack"
     wait_s: Annotated[float, Meta(ge=0, le=_TEN_YEARS_S)] = 0.0
     isolation: Literal["default", "none", "process", "sandbox", "bubblewrap", "container"] = (
@@ -206,6 +209,7 @@ class PricesConfig(Section, frozen=True):
     polling_core_hour: Price = 0.0
     executing_core_hour: Price = 0.0
     million_calls: Price = 0.0
+    gpu_hour: Price = 0.0
 
 
 class LogConfig(Section, frozen=True):
