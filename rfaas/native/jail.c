@@ -5,7 +5,6 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <linux/capability.h>
-#include <linux/landlock.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdint.h>
@@ -42,6 +41,7 @@
 #define ACCESS_EXECUTE (1ULL << 0)
 #define ACCESS_READ_FILE (1ULL << 2)
 #define ACCESS_READ_DIR (1ULL << 3)
+#define RULE_PATH_BENEATH 1
 
 extern char **environ;
 
@@ -52,6 +52,11 @@ struct mount_attributes {
 struct ruleset {
     uint64_t files, net, scoped;
 };
+
+struct rule_path_beneath {
+    uint64_t allowed;
+    int32_t parent_fd;
+} __attribute__((packed));
 
 static int failed(const char **what, const char *step) {
     *what = step;
@@ -212,12 +217,12 @@ int jail_landlock(const char **what) {
     const int set = (int)syscall(SYS_landlock_create_ruleset, &rules, size, 0);
     if (set < 0)
         return failed(what, "make a Landlock ruleset");
-    struct landlock_path_beneath_attr readable = {
-        .allowed_access = ACCESS_EXECUTE | ACCESS_READ_FILE | ACCESS_READ_DIR,
+    struct rule_path_beneath readable = {
+        .allowed = ACCESS_EXECUTE | ACCESS_READ_FILE | ACCESS_READ_DIR,
         .parent_fd = open("/", O_PATH | O_CLOEXEC),
     };
     int error = readable.parent_fd < 0 ||
-                syscall(SYS_landlock_add_rule, set, LANDLOCK_RULE_PATH_BENEATH, &readable, 0) ||
+                syscall(SYS_landlock_add_rule, set, RULE_PATH_BENEATH, &readable, 0) ||
                 syscall(SYS_landlock_restrict_self, set, 0);
     const int number = errno;
     close(readable.parent_fd);
