@@ -27,6 +27,7 @@ def run(config: Config, role: str, private_fd: int) -> int:
     `private_fd` is the socket of the one client that a private executor serves, or -1.
     """
     private = _private_socket(role, private_fd)
+    _keep_program()
     from rfaas import failpoints
 
     failpoints.arm(os.environ.get(failpoints.VARIABLE, ""))
@@ -47,6 +48,13 @@ def run(config: Config, role: str, private_fd: int) -> int:
     if private is not None:
         os._exit(0)  # its client waits for it to be gone, not for an interpreter to tidy up
     return 0
+
+
+def _keep_program() -> None:
+    """Have the zipapp's importer (packaging/boot/finder.py) read all that may still be imported."""
+    keep = getattr(globals().get("__loader__"), "keep", None)
+    if keep is not None:
+        keep()
 
 
 def _raise_descriptor_limit() -> None:
