@@ -103,6 +103,8 @@ class ExecutorConfig(Section, frozen=True):
     library_cache_bytes_max: Size = 1 << 30
     workers_crashed_max: Annotated[int, Meta(ge=1, le=1_000_000)] = 16
     endpoint: Literal["auto", "always"] = "auto"
+    keep_warm_s: Annotated[float, Meta(ge=0, le=_TEN_YEARS_S)] = 0.0
+    keep_warm_max: Annotated[int, Meta(ge=1, le=65536)] = 16
 
 
 class ClientConfig(Section, frozen=True):
@@ -134,6 +136,7 @@ class LeaseConfig(Section, frozen=True):
         "default"
     )
     image: Path = ""
+    keep_warm: Switch = True
 
 
 class SandboxConfig(Section, frozen=True):

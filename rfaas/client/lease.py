@@ -36,6 +36,7 @@ from rfaas.proto import wire
 from rfaas.proto.messages import (
     Done,
     Endpoint,
+    FormerLease,
     Functions,
     ImageProgress,
     LeaseEnded,
@@ -81,6 +82,7 @@ class Lease(Lanes):
         hot_timeout_ms: int,
         spin_us: int,
         call_timeout_s: float,
+        keep_warm: bool,
     ) -> None:
         super().__init__(spin_us, call_timeout_s)
         self.id = ""
@@ -91,6 +93,7 @@ class Lease(Lanes):
         self.transport = ""
         self.endpoint: Endpoint | None = None  # where the worker listens, over verbs
         self.cpus: tuple[int, ...] = ()
+        self.was_kept = False  # whether the worker is that of a former lease, with its state
         self.steps_ns: dict[str, int] = {}
         self._ends_at_s: float | None = None  # once notice was given
         self._secret = b""  # proves that the lease is ours; see proto/proof.py
@@ -99,6 +102,7 @@ class Lease(Lanes):
         self._slots = slots
         self._slot_bytes = wire.slot_bytes_for(slot_bytes)
         self._hot_timeout_ms = hot_timeout_ms
+        self._keep_warm = keep_warm
         self._link: Link | None = None
         self._worker = 0  # its number
         self._unsure = False  # whether a worker may be there of which we have not heard
@@ -184,6 +188,8 @@ class Lease(Lanes):
         if link is not None:
             try:
                 link.request(ReleaseLease(lease=self.id))
+                if self._keep_warm:
+                    self._session.had(self.node, self.id, self._secret)
             except RfaasError:
                 pass  # the node ends the lease with the link, at the latest
             link.close()
@@ -227,6 +233,8 @@ class Lease(Lanes):
             slot_bytes=self._slot_bytes,
             hot_timeout_ms=self._hot_timeout_ms,
             transport=wanted,
+            keep_warm=self._keep_warm,
+            former=self._former(link),
         )
         start = time.monotonic_ns()
         self._unsure = True
@@ -261,11 +269,20 @@ class Lease(Lanes):
         self.endpoint = started.endpoint
         self.isolation, self.lacks = started.isolation, started.lacks
         self.cpus = started.cpus
+        self.was_kept = started.kept
         self._install(lanes, names)
         self._unsure = False
         self.steps_ns["start_worker"] = started_at - start
         self.steps_ns["open_lanes"] = time.monotonic_ns() - started_at
         self.steps_ns.update({f"worker.{step}": ns for step, ns in started.steps_ns.items()})
+
+    def _former(self, link: Link) -> tuple[FormerLease, ...]:
+        """What shows that workers which this node may have kept were ours."""
+        had = self._session.former.get(self.node, ()) if self._keep_warm else ()
+        return tuple(
+            FormerLease(lease=lease, proof=prove(secret, link.nonce, lease))
+            for lease, secret in had
+        )
 
     def _transport_over(self, link: Link) -> str:
         """What is to carry calls; in vain where this machine cannot, so that is said first."""

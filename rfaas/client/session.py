@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Literal
@@ -34,6 +35,7 @@ from rfaas.errors import (
 from rfaas.launch import embedded
 from rfaas.launch.local import PrivateExecutor
 from rfaas.proto.messages import (
+    FORMER_MAX,
     PROTOCOL_VERSION,
     AdoptLink,
     GetStatus,
@@ -84,6 +86,7 @@ class Session:
         self.config = config
         self._hello = Hello(version=PROTOCOL_VERSION, role="client", name=config.client.name)
         self._lock = threading.Lock()
+        self.former: dict[str, deque[tuple[str, bytes]]] = {}  # by node: leases and secrets
         self._leases: weakref.WeakSet[Lease] = weakref.WeakSet()
         self._private: PrivateExecutor | None = None
         self.progress: Callable[[str], None] | None = None  # told of what takes long: an image
@@ -146,6 +149,7 @@ class Session:
         slot_bytes: int | str | None = None,
         hot_timeout_ms: int | None = None,
         call_timeout_s: float | None = None,
+        keep_warm: bool | None = None,
     ) -> Lease:
         """Lease cores and start a worker on them with `library`, on each node that has some.
 
@@ -166,6 +170,8 @@ class Session:
             hot_timeout_ms: milliseconds that a lane spins after a call before it
                 sleeps; -1: for ever, 0: not at all.
             call_timeout_s: deadline of calls that name none; 0: none.
+            keep_warm: whether the worker may be one that the node kept of a lease of ours
+                before, with the state of its library, and be kept in turn.
 
         Raises:
             LibraryError: no such library, or the node cannot load it.
@@ -192,6 +198,7 @@ class Session:
             "hot_timeout_ms": self._asked("lane", "hot_timeout_ms", hot_timeout_ms),
             "spin_us": self.config.client.spin_us,
             "call_timeout_s": self._asked("client", "call_timeout_s", call_timeout_s),
+            "keep_warm": self._asked("lease", "keep_warm", keep_warm),
         }
         start = time.monotonic_ns()
         granted = self._request(wanted)
@@ -334,6 +341,11 @@ class Session:
                     pause_s = min(usual_s, RETRY_S)
                 except RfaasError:
                     continue  # the lease notices by itself when its time is up
+
+    def had(self, node: str, lease: str, secret: bytes) -> None:
+        """Remember a lease that was given back: its worker may have been kept for us."""
+        with self._lock:
+            self.former.setdefault(node, deque(maxlen=FORMER_MAX)).append((lease, secret))
 
     def _kept(self) -> list[Lease]:
         with self._lock:

@@ -79,6 +79,9 @@ class Authority(Protocol):
             RfaasError: as of `core.tokens.verify`.
         """
 
+    def owns(self, lease: str, proof: bytes, nonce: bytes) -> bool:
+        """Whether who made the proof on that link has, or had, that lease of this node."""
+
     async def answer(self, request: Message, nonce: bytes) -> Message:
         """Answer RequestLease, RenewLease or ReleaseLease on the link with that nonce."""
 
@@ -111,6 +114,9 @@ class OwnAuthority:
     def claims(self, request: OpenLease, nonce: bytes) -> Claims:
         claims = verify(request.token, self._key, self._node.node, self._clock.wall_s())
         return _own(claims, self._key, request.proof, nonce)
+
+    def owns(self, lease: str, proof: bytes, nonce: bytes) -> bool:
+        return proves(proof, self._key, nonce, lease)
 
     async def answer(self, request: Message, nonce: bytes) -> Message:
         now = self._clock.monotonic_s()
@@ -232,6 +238,9 @@ class ManagerAuthority:
                 return _own(verify(request.token, key, node, wall_s), key, request.proof, nonce)
         key = self._keys[0]
         return _own(verify(request.token, key, node, wall_s), key, request.proof, nonce)
+
+    def owns(self, lease: str, proof: bytes, nonce: bytes) -> bool:
+        return any(proves(proof, key, nonce, lease) for key in self._keys)
 
     async def answer(self, request: Message, nonce: bytes) -> Message:
         raise UsageError(

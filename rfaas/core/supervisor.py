@@ -6,6 +6,7 @@ only when its last worker is gone, so two workers never share a core.
 
     lease    open -> live -> close, or tick past its deadline -> ending -> over
     worker   start -> starting -> loaded -> serving -> (stop) -> exited
+                                                    -> (part) -> kept, see core.keeping
 
 A worker that dies by itself does not end its lease: the client is told and may
 start another, until `workers_crashed_max` have died.
@@ -60,6 +61,13 @@ class Kill:
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """Have this worker outlive its lease, or kill it; both count as its exit."""
+
+    worker: Worker
+
+
+@dataclass(frozen=True, slots=True)
 class Exited:
     """Tell the lease's client that its worker is gone, and why."""
 
@@ -77,7 +85,7 @@ class Over:
     usage: Usage
 
 
-Action = Kill | Exited | Over
+Action = Kill | Part | Exited | Over
 
 
 class Supervisor:
@@ -175,15 +183,20 @@ class Supervisor:
             return self._over_now(worker.lease, now_s)
         return [Exited(worker.lease, worker.number, worker.reason or text)]
 
-    def close(self, lease: str, cause: str, now_s: float) -> list[Action]:
-        """End a lease, once; of a lease that is over nothing follows."""
+    def close(self, lease: str, cause: str, now_s: float, *, keep: bool = False) -> list[Action]:
+        """End a lease, once; of a lease that is over nothing follows.
+
+        Where it may `keep` its worker, that parts from it instead of being killed.
+        """
         found = self._leases.get(lease)
         if found is None or found.cause:
             return []
         found.cause = cause
         if found.worker is None:
             return self._over_now(lease, now_s)
-        return self._stop(found, f"its lease is over: {cause}")
+        serves = found.worker.state == "serving"
+        killed = self._stop(found, f"its lease is over: {cause}")
+        return [Part(found.worker)] if keep and serves else killed
 
     def terminate(self, lease: str, cause: str, ends_at_s: float) -> None:
         """A lease ends then, or before if its time is up; no token lengthens it any more."""
@@ -205,6 +218,14 @@ class Supervisor:
         """Core-nanoseconds that the lease has held so far."""
         found = self._leases[lease]
         return allocated_ns(len(found.cpus), now_s - found.opened_at_s)
+
+    def in_use(self) -> tuple[int, int]:
+        """Cores and bytes of memory of the leases that have a worker now."""
+        serving = [one for one in self._leases.values() if one.worker is not None]
+        return (
+            sum(len(one.cpus) for one in serving),
+            sum(one.claims.memory_bytes for one in serving),
+        )
 
     def _stop(self, lease: LeaseOnNode, reason: str) -> list[Action]:
         worker = lease.worker

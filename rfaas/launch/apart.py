@@ -7,6 +7,7 @@ counted is final and the cores are free.
     worker dies      its rings are marked as ended: the endpoint answers what is in
                      flight; then its link is closed, and it goes; killed if it does not
     endpoint dies    the worker is killed
+    lease over       a worker that is kept parts from its endpoint
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ class WorkerApart(WorkerProcess):
         self._feeder = EndpointProcess()
         self._worker_death: WorkerDied | None = None
         self._is_over = False
+        self._parting: asyncio.Event | None = None  # set when the endpoint of one kept is gone
         self._died: Callable[[WorkerDied | None], None] = lambda _: None
 
     async def start(
@@ -94,6 +96,14 @@ class WorkerApart(WorkerProcess):
             with suppress(asyncio.CancelledError, Exception):  # the first error is the one to tell
                 await feeding
 
+    async def _part(self) -> None:
+        """The endpoint answers what is in flight and goes; the next lease has another one."""
+        self._parting = asyncio.Event()
+        self.end_rings()
+        self._feeder.finish()
+        if not self._feeder.is_gone:
+            await self._parting.wait()
+
     def _worker_died(self, death: WorkerDied | None) -> None:
         self._worker_death, self._is_over = death, True
         self.end_rings()
@@ -101,7 +111,9 @@ class WorkerApart(WorkerProcess):
         self._look()
 
     def _feeder_died(self, zygote: Zygote, death: WorkerDied | None) -> None:
-        if not self._is_over:
+        if self._parting is not None:
+            self._parting.set()
+        elif not self._is_over:
             self.epitaph = (
                 "the worker was stopped: it answered what it was never asked"
                 if death and death.status == NONSENSE_STATUS << 8

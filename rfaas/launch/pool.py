@@ -10,14 +10,26 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 from rfaas.clock import Clock
 from rfaas.config import ExecutorConfig
-from rfaas.core.supervisor import Action, Exited, Kill, LeaseOnNode, Over, Supervisor, Worker
+from rfaas.core.keeping import Shape
+from rfaas.core.supervisor import (
+    Action,
+    Exited,
+    Kill,
+    LeaseOnNode,
+    Over,
+    Part,
+    Supervisor,
+    Worker,
+)
 from rfaas.core.tokens import Claims
-from rfaas.errors import CapacityError, LibraryError, LibraryMissingError, RfaasError
+from rfaas.errors import CapacityError, LibraryError, LibraryMissingError, PeerLostError, RfaasError
 from rfaas.launch.accounts import Accounts
 from rfaas.launch.apart import WorkerApart
+from rfaas.launch.keep import Keep, Owner
 from rfaas.launch.levels import DEFAULT, Levels
 from rfaas.launch.libraries import Libraries
 from rfaas.launch.node import PRIVATE, partners_of
@@ -35,6 +47,7 @@ from rfaas.proto.worker_messages import (
 )
 from rfaas.sandbox import level
 
+PART_TIMEOUT_S = 0.5  # for a worker to leave its lease, if it is to be kept; it takes milliseconds
 PATIENCE_MIN_S = 0.05  # between two looks at what is ending, even with no stop_grace_s
 
 log = logging.getLogger("rfaas.executor")
@@ -73,6 +86,8 @@ class Pool:
         self._zygote = Zygote(zygote.pid, zygote.sock, lost)
         private = config.name == PRIVATE
         self._warm = Warm(zygote.node, self._zygote, clock, aloud=private)
+        self._keep = Keep(config, len(cpus), self._zygote, clock)
+        self._shapes: dict[int, tuple[Shape, Owner]] = {}  # of workers, by number
         self._processes: dict[int, WorkerProcess] = {}
         self.crashes: Counter[str] = Counter()  # workers that died of themselves, by cause
         self._exited = exited
@@ -128,6 +143,7 @@ class Pool:
         transport: str,
         host: str,
         container: ContainerTask | None = None,
+        owner: Owner = Owner(),  # noqa: B008 - a constant
     ) -> tuple[Worker, WorkerProcess, LeaseOnNode]:
         """Start the worker of a lease with a library that is here.
 
@@ -135,6 +151,7 @@ class Pool:
             transport: what feeds its rings.
             host: the address where it listens, if it does.
             container: what it runs in, at level `container`.
+            owner: whose the lease is; a worker that was kept for him is taken.
 
         Raises:
             LibraryMissingError: the library is not here; send it.
@@ -152,6 +169,9 @@ class Pool:
         self._processes[worker.number] = process
         if transport == "verbs":
             process.account = self._accounts.open(host, len(lease.cpus))
+        ring_fed = transport != "verbs" or isinstance(process, WorkerApart)
+        shape = _shape(request, lease, transport, ring_fed=ring_fed)
+        self._shapes[worker.number] = shape, owner
         order = SpawnWorker(
             isolation=lease.claims.isolation,
             lease=request.lease,
@@ -178,11 +198,12 @@ class Pool:
             counts=process.account.place if process.account is not None else None,
         )
         try:
-            process.spare = await self._warm.take(order)
-            process.output = (
-                process.spare.output
-                if process.spare is not None
-                else Output(aloud=self._config.name == PRIVATE)
+            kept = await self._keep.take(shape, owner, order)
+            self._keep.make_room(*self._supervisor.in_use())
+            process.was_kept = kept is not None
+            process.spare = kept or await self._warm.take(order)
+            process.output = (process.spare and process.spare.output) or Output(
+                aloud=self._config.name == PRIVATE
             )
             self.outputs.keep(request.lease, process.output)
             await asyncio.wait_for(
@@ -191,6 +212,7 @@ class Pool:
                 ),
                 self._config.load_timeout_s,
             )
+            self._supervisor.live(request.lease)  # or it ended while the worker came up
         except asyncio.TimeoutError:
             await self._end(worker, process, "it took too long to load")
             raise LibraryError(
@@ -242,8 +264,9 @@ class Pool:
         return found.used
 
     async def close_lease(self, lease: str, cause: str) -> None:
-        """End a lease; returns when its worker is gone and its cores are free."""
-        self._do(self._supervisor.close(lease, cause, self._clock.monotonic_s()))
+        """End a lease; returns when its worker is gone, or kept, and its cores are free."""
+        keep = cause == "released" and self._may_keep(lease)
+        self._do(self._supervisor.close(lease, cause, self._clock.monotonic_s(), keep=keep))
         while lease in self._supervisor.leases:
             await self._wait_for_change(self._patience_s)
 
@@ -259,6 +282,12 @@ class Pool:
         """End what is due."""
         self._do(self._supervisor.tick(self._clock.monotonic_s()))
         self._warm.tick()
+        self._keep.tick(*self._supervisor.in_use())
+
+    @property
+    def kept(self) -> int:
+        """How many workers outlive their leases now."""
+        return len(self._keep)
 
     def usage(self) -> dict[str, Usage]:
         """What each lease here has used so far."""
@@ -274,6 +303,7 @@ class Pool:
         await self._warm.close()
         await self._zygote.close()
         await asyncio.gather(*self._closing)
+        await self._keep.close()  # now that no worker parts from its lease any more
         for process in self._processes.values():
             process.end_rings()
             await process.close()
@@ -288,6 +318,31 @@ class Pool:
         if process is None:
             return WorkerProcess(0, 0, 1, 4096).usage(allocated, found.used)
         return process.usage(allocated, found.used)
+
+    def _may_keep(self, lease: str) -> bool:
+        """Whether the worker of a lease that is given back may outlive it: nothing runs there."""
+        found = self._supervisor.leases.get(lease)
+        if found is None or found.worker is None or found.worker.number not in self._shapes:
+            return False
+        process = self._processes.get(found.worker.number)
+        wants = self._keep.wants(*self._shapes[found.worker.number])
+        return wants and process is not None and not process.is_busy
+
+    async def _part(self, worker: Worker, process: WorkerProcess) -> None:
+        """Have a worker outlive its lease, or kill it; its lease is over then."""
+        shape, owner = self._shapes[worker.number]
+        try:
+            left = await asyncio.wait_for(process.leave(self._zygote), PART_TIMEOUT_S)
+        except (RfaasError, asyncio.TimeoutError) as error:
+            log.info("lease %s: its worker is not kept: %s", worker.lease[:8], error)
+            with suppress(PeerLostError):  # the zygote is gone, and it with it
+                self._zygote.kill(process.pid)
+            return
+        log.info("lease %s: worker %d is kept", worker.lease[:8], process.pid)
+        self.outputs.end(worker.lease)
+        self._keep.add(worker.number, *left, shape, owner.name, worker.lease)
+        self._finish(worker, process, "its lease is over")
+        self._keep.make_room(*self._supervisor.in_use())
 
     async def _end(self, worker: Worker, process: WorkerProcess, reason: str) -> None:
         """Kill a worker that did not come up, and wait until it is gone."""
@@ -312,6 +367,7 @@ class Pool:
     def _finish(self, worker: Worker, process: WorkerProcess, text: str) -> None:
         usage = self._usage(worker.lease)
         del self._processes[worker.number]
+        self._shapes.pop(worker.number, None)
         self._do(self._supervisor.exited(worker, text, usage, self._clock.monotonic_s()))
         process.end_rings()  # after the notice: who finds the ring ended finds out why
         process.gone.set()
@@ -341,7 +397,25 @@ class Pool:
                         self._zygote.kill(process.pid)
                     elif process is not None:
                         process.doomed = True
+                case Part():
+                    parting = self._part(action.worker, self._processes[action.worker.number])
+                    task = asyncio.get_running_loop().create_task(parting)
+                    self._closing.add(task)
+                    task.add_done_callback(self._closing.discard)
                 case Exited():
                     self._exited(action.lease, action.worker, action.text)
                 case Over():
                     self._over(action)
+
+
+def _shape(request: StartWorker, lease: LeaseOnNode, transport: str, *, ring_fed: bool) -> Shape:
+    return Shape(
+        sha256=request.sha256,
+        isolation=lease.claims.isolation,
+        transport=transport,
+        ring_fed=ring_fed,
+        lanes=len(lease.cpus),
+        memory_bytes=lease.claims.memory_bytes,
+        slots=request.slots,
+        slot_bytes=request.slot_bytes,
+    )

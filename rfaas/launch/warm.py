@@ -10,27 +10,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import suppress
-from typing import NamedTuple
 
 from rfaas.clock import Clock
 from rfaas.config import SandboxConfig
-from rfaas.control.aio import AsyncLink
 from rfaas.errors import PeerLostError, RfaasError, SystemCallError
 from rfaas.launch.output import Output
-from rfaas.launch.workers import Zygote
-from rfaas.proto.worker_messages import SpawnWorker, WorkerDied
+from rfaas.launch.workers import Spare, Zygote
+from rfaas.proto.worker_messages import SpawnWorker
 
 log = logging.getLogger("rfaas.executor")
-
-
-class Spare(NamedTuple):
-    """A worker that waits."""
-
-    pid: int
-    death: asyncio.Future[WorkerDied]
-    link: AsyncLink
-    output: Output
-    since_s: float
 
 
 class Warm:
@@ -89,7 +77,8 @@ class Warm:
         spares, self._spares = self._spares, []
         for spare in spares:
             await spare.link.close()
-            spare.output.close()
+            if spare.output is not None:
+                spare.output.close()
         await asyncio.gather(*self._closing)
 
     def _fill(self) -> None:
@@ -120,7 +109,8 @@ class Warm:
         if not spare.death.done():
             with suppress(PeerLostError):  # the zygote is gone, and it with it
                 self._zygote.kill(spare.pid)
-        spare.output.close()
+        if spare.output is not None:
+            spare.output.close()
         task = asyncio.get_running_loop().create_task(spare.link.close())
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)

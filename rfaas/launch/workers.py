@@ -14,7 +14,7 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 from msgspec.structs import replace
 
@@ -36,20 +36,21 @@ from rfaas.proto.messages import Endpoint, Error, Usage
 from rfaas.proto.worker_messages import (
     KillWorker,
     Lack,
+    LanesLeft,
+    LeaveLanes,
     LevelsFound,
     LibraryLoaded,
     LimitWorker,
     LoadLibrary,
+    ProcessStopped,
     SpawnWorker,
+    StopProcess,
     WorkerDied,
     WorkerLimited,
     WorkerSpawned,
 )
 from rfaas.sandbox import cgroups
 from rfaas.transport import ring
-
-if TYPE_CHECKING:
-    from rfaas.launch.warm import Spare
 
 CLOSE_TIMEOUT_S = 2.0  # for the zygote to end its workers; it needs a few milliseconds
 CLOSE_POLL_S = 0.002
@@ -72,7 +73,7 @@ class Zygote:
         self._link = AsyncLink(sock, "the zygote")
         self._lost = lost
         self._spawning: dict[int, asyncio.Future[tuple[int, asyncio.Future[WorkerDied]]]] = {}
-        self._limiting: dict[int, asyncio.Future[None]] = {}
+        self._asking: dict[int, asyncio.Future[WorkerLimited | ProcessStopped]] = {}
         self._deaths: dict[int, asyncio.Future[WorkerDied]] = {}
         self._levels: asyncio.Future[dict[str, tuple[Lack, ...]]]
         self._levels = asyncio.get_running_loop().create_future()
@@ -109,12 +110,24 @@ class Zygote:
         Raises:
             SystemCallError: they cannot be set.
         """
+        await self._ask(LimitWorker(pid=pid, limits=order.limits, cpus=order.cpus))
+
+    async def stop(self, pid: int) -> ProcessStopped:
+        """Stop all threads of a worker that is kept; `limit` lets it go on.
+
+        Raises:
+            SystemCallError: it cannot be, or it is not alone.
+        """
+        stopped = await self._ask(StopProcess(pid=pid))
+        assert isinstance(stopped, ProcessStopped)
+        return stopped
+
+    async def _ask(self, order: LimitWorker | StopProcess) -> WorkerLimited | ProcessStopped:
         self._next_id += 1
-        done = self._limiting[self._next_id] = asyncio.get_running_loop().create_future()
-        self._link.send(
-            LimitWorker(id=self._next_id, pid=pid, limits=order.limits, cpus=order.cpus)
-        )
-        await done
+        done: asyncio.Future[WorkerLimited | ProcessStopped]
+        done = self._asking[self._next_id] = asyncio.get_running_loop().create_future()
+        self._link.send(replace(order, id=self._next_id))
+        return await done
 
     def kill(self, pid: int) -> None:
         """Kill a worker and what it started; its death comes as an event."""
@@ -139,7 +152,7 @@ class Zygote:
         error = InternalError(ZYGOTE_GONE)
         waiting: list[asyncio.Future[Any]] = [
             *self._spawning.values(),
-            *self._limiting.values(),
+            *self._asking.values(),
             *self._deaths.values(),
         ]
         if not self._levels.done():
@@ -161,14 +174,14 @@ class Zygote:
                     answer = self._spawning.pop(message.id)
                     if not answer.done():  # who asked may have gone
                         answer.set_result((message.pid, death))
-                case WorkerLimited():
-                    limited = self._limiting.pop(message.id)
-                    if not limited.done():
-                        limited.set_result(None)
-                case Error() if message.id in self._limiting:
-                    limited = self._limiting.pop(message.id)
-                    if not limited.done():
-                        limited.set_exception(from_wire(message.code, message.text, message.hint))
+                case WorkerLimited() | ProcessStopped():
+                    asked = self._asking.pop(message.id)
+                    if not asked.done():
+                        asked.set_result(message)
+                case Error() if message.id in self._asking:
+                    asked = self._asking.pop(message.id)
+                    if not asked.done():
+                        asked.set_exception(from_wire(message.code, message.text, message.hint))
                 case Error() if message.id in self._spawning:
                     answer = self._spawning.pop(message.id)
                     if not answer.done():
@@ -192,6 +205,16 @@ async def _within(look: Callable[[], bool]) -> bool:
     return False
 
 
+class Spare(NamedTuple):
+    """A worker process without a lease: it waits in the pool, or was kept, without an output."""
+
+    pid: int
+    death: asyncio.Future[WorkerDied]
+    link: AsyncLink
+    output: Output | None
+    since_s: float
+
+
 class WorkerProcess:
     """A worker and its memory; made by `start_worker`, to be closed once it is dead."""
 
@@ -205,7 +228,8 @@ class WorkerProcess:
         self.doomed = False  # to be killed as soon as it is there
         self.epitaph = ""  # what it died of, if its wait status does not tell
         self.output: Output | None = None  # where what it writes goes, lent until it is gone
-        self.spare: Spare | None = None  # the process that waited for this
+        self.spare: Spare | None = None  # the process that waited for this, or was kept
+        self.was_kept = False
         self.functions: list[str] = []
         self.endpoint: Endpoint | None = None
         self.steps_ns: dict[str, int] = {}
@@ -215,6 +239,8 @@ class WorkerProcess:
         self._link: AsyncLink | None = None
         self._death: asyncio.Future[WorkerDied] | None = None
         self._listening: asyncio.Task[None] | None = None
+        self._left: asyncio.Future[None] | None = None  # it has left its lanes
+        self._told: Callable[[asyncio.Future[WorkerDied]], None] = lambda _: None
         self.gone = asyncio.Event()  # set by the executor when all that follows is done
 
     async def start(
@@ -252,14 +278,15 @@ class WorkerProcess:
         else:
             output_fd = self.output.fd if self.output else 2
             self.pid, self._death, self._link = await zygote.spawn(order, output_fd)
-        self._death.add_done_callback(
-            lambda death: died(None if death.exception() else death.result())
-        )
-        if self.output:
-            self.output.started()
+        self._told = lambda death: died(None if death.exception() else death.result())
+        self._death.add_done_callback(self._told)
         if self.doomed:
             zygote.kill(self.pid)
+        if self.output and self.output.fd >= 0 and self.spare is not None:  # it was kept
+            fds = [*fds, self.output.fd]
         self._link.send(task, fds)
+        if self.output:
+            self.output.started()
         while (message := await self._link.receive()) is not None:
             match message:
                 case Error():
@@ -278,12 +305,49 @@ class WorkerProcess:
         death = await asyncio.shield(self._death)
         raise WorkerCrashedError(f"the worker died while it loaded the library: {exit_text(death)}")
 
+    async def leave(self, zygote: Zygote) -> tuple[Spare, ProcessStopped]:
+        """Have a worker whose lease is over outlive it; what is left here is memory to close.
+
+        Returns the process, now the caller's, which is stopped.
+
+        Raises:
+            SystemCallError: it cannot be stopped; it is to be killed.
+            PeerLostError: it is gone.
+        """
+        link, death = self._link, self._death
+        if link is None or death is None or death.done():
+            raise PeerLostError("the worker is gone")
+        self._left = asyncio.get_running_loop().create_future()
+        link.send(LeaveLanes())
+        await asyncio.shield(self._left)
+        await self._stop_listening()
+        stopped = await zygote.stop(self.pid)
+        await self._part()
+        if death.done():
+            raise PeerLostError("the worker died")
+        # Nothing is waited for from here on: its death is told to one side or to the other.
+        death.remove_done_callback(self._told)
+        self._link = None
+        if self.account is not None:  # what stands on its page is final, as of one that is dead
+            self.account.close()
+            self.account = None
+        return Spare(self.pid, death, link, None, 0.0), stopped
+
+    async def _part(self) -> None:
+        """Let go of what serves beside it."""
+
     async def _listen(self, link: AsyncLink) -> None:
         """A keeper tells of its worker's death before all of its container is taken away."""
         with suppress(PeerLostError, ProtocolError):
-            message = await link.receive()
-            if isinstance(message, WorkerDied) and self._death is not None:
-                _tell(self._death, message)
+            while (message := await link.receive()) is not None:
+                if isinstance(message, WorkerDied) and self._death is not None:
+                    _tell(self._death, message)
+                elif isinstance(message, LanesLeft) and self._left and not self._left.done():
+                    self._left.set_result(None)
+                else:
+                    break
+        if self._left and not self._left.done():
+            self._left.set_exception(PeerLostError("the worker is gone"))
 
     def usage(self, allocated_ns: int, carried: Usage) -> Usage:
         """What its lease has used so far, on top of what earlier workers had."""
@@ -298,6 +362,18 @@ class WorkerProcess:
     def _is_dead(self) -> bool:
         return self._death is not None and self._death.done()
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a call runs, by what the page says now."""
+        page = os.pread(self._account_fd, self.lanes * wire.ACCOUNT_LANE_BYTES, 0)
+        since = range(wire.ACCOUNT_BUSY_SINCE_NS, len(page), wire.ACCOUNT_LANE_BYTES)
+        return any(any(page[at : at + 8]) for at in since)
+
+    async def _stop_listening(self) -> None:
+        if self._listening is not None:
+            self._listening.cancel()
+            await asyncio.gather(self._listening, return_exceptions=True)
+
     def end_rings(self) -> None:
         """Tell whoever waits on the rings that nobody serves them any more."""
         for lane in range(self.lanes if self.rings_fd >= 0 else 0):
@@ -305,9 +381,7 @@ class WorkerProcess:
 
     async def close(self) -> None:
         """Let go of the memory and the link of a worker that is dead."""
-        if self._listening is not None:
-            self._listening.cancel()
-            await asyncio.gather(self._listening, return_exceptions=True)
+        await self._stop_listening()
         if self.account is not None:
             self.account.close()
             self.account = None

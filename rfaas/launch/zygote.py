@@ -27,7 +27,9 @@ from rfaas.proto.worker_messages import (
     KillWorker,
     LevelsFound,
     LimitWorker,
+    ProcessStopped,
     SpawnWorker,
+    StopProcess,
     WorkerDied,
     WorkerLimited,
     WorkerSpawned,
@@ -135,16 +137,31 @@ def _obey(link: Link, workers: Workers, worker_main: WorkerMain, node: SandboxCo
             case LimitWorker() if message.pid in workers:
                 try:
                     workers[message.pid].limit(message.limits, message.cpus)
+                    workers[message.pid].go_on()
                 except OSError as error:
                     text = f"cannot limit a worker: {error.strerror}"
                     link.send(Error(id=message.id, code=SystemCallError.code, text=text))
                 else:
                     link.send(WorkerLimited(id=message.id))
-            case LimitWorker():
-                text = "the worker that was to be limited is gone"
+            case StopProcess() if message.pid in workers:
+                link.send(_stop(message, workers))
+            case LimitWorker() | StopProcess():
+                text = "the worker that was to be limited or stopped is gone"
                 link.send(Error(id=message.id, code=SystemCallError.code, text=text))
             case KillWorker() if message.pid in workers:
                 workers[message.pid].kill()
+
+
+def _stop(order: StopProcess, workers: Workers) -> ProcessStopped | Error:
+    """Stop a worker that is kept, if all that its client has started is that one process."""
+    try:
+        if _strays(workers):
+            raise SystemCallError("processes of somebody's are left behind on this node")
+        stopped, cpu_ticks = workers[order.pid].stop()
+    except (OSError, SystemCallError) as error:
+        text = error.text if isinstance(error, SystemCallError) else error.strerror
+        return Error(id=order.id, code=SystemCallError.code, text=f"cannot stop a worker: {text}")
+    return ProcessStopped(id=order.id, stopped=stopped, cpu_ticks=cpu_ticks)
 
 
 def _no_fork(request_id: int, error: OSError) -> Error:

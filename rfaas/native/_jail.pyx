@@ -18,6 +18,13 @@ cdef extern from "jail.h" nogil:
     int jail_landlock(const char **what)
     int jail_seccomp(int devices, const char **what)
 
+cdef extern from "<poll.h>" nogil:
+    struct pollfd:
+        int fd
+        short events
+    short POLLIN
+    int poll(pollfd *fds, unsigned long count, int timeout_ms)
+
 cdef extern from "<sched.h>" nogil:
     int unshare(int flags)
 
@@ -37,31 +44,37 @@ NEWPID = 0x20000000
 NEWNET = 0x40000000
 
 
-def clone(unsigned long namespaces, int ready, int status, int user):
+def clone(unsigned long namespaces, int ready, int go, int status, int user):
     """Two forks: an init in new namespaces and a session of its own, and in it the worker.
 
-    Returns the init's process id to the caller, and 0 in the worker, once a byte came over `ready`:
-    until then the caller maps users and joins control groups.  Both then run as `user`, if that
-    is not -1.  The init writes the worker's wait status to `status` and ends with it.
+    Returns the init's process id to the caller, and 0 in the worker, once a byte came through the
+    pipe from `go` to `ready`: until then the caller maps users and joins control groups.  Both
+    then run as `user`, if that is not -1.  The init writes the worker's wait status to `status`
+    and ends with it; it ends with the caller, whenever that is.
 
     Raises OSError where the init cannot be had.
     """
+    cdef int caller = os.pidfd_open(os.getpid())
     cdef int pid = jail_clone(namespaces & ~<unsigned long>0x80)
     cdef int worker = 0
     cdef const char *what = ""
-    if pid < 0:
-        raise OSError(errno, os.strerror(errno))
+    cdef int error = errno
     if pid:
+        os.close(caller)
+        if pid < 0:
+            raise OSError(error, os.strerror(error))
         return pid
     try:
         os.setsid()
-        if user < 0:
-            prctl(PR_SET_PDEATHSIG, SIGKILL)
+        os.close(go)  # or the read would never hear that the caller is gone
         if not os.read(ready, 1):
-            os._exit(71)  # whoever started us is gone
+            os._exit(71)
         if user >= 0:
             become(user)
-            prctl(PR_SET_PDEATHSIG, SIGKILL)  # forgotten where the user changes
+        prctl(PR_SET_PDEATHSIG, SIGKILL)  # now: it is forgotten where the user changes
+        if has_ended(caller):
+            os._exit(71)  # before the kernel was asked to tell
+        os.close(caller)
         if namespaces & 0x80:
             unshare(0x80)  # for children
         worker = os.fork()
@@ -71,6 +84,14 @@ def clone(unsigned long namespaces, int ready, int status, int user):
     except BaseException:
         os._exit(71)
     return 0
+
+
+cdef bint has_ended(int process):
+    """Whether the process of a pidfd is gone."""
+    cdef pollfd one
+    one.fd = process
+    one.events = POLLIN
+    return poll(&one, 1, 0) != 0
 
 
 def become(int user):

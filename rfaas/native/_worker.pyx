@@ -5,7 +5,7 @@ It runs inside the worker process.  The lanes are threads of their own that
 never touch Python.
 """
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, malloc
+from libc.stdlib cimport calloc, free, malloc
 
 import os
 
@@ -53,6 +53,7 @@ cdef extern from "lane.h" nogil:
     uint64_t ns_to_ticks(uint64_t ns)
     void ticks_calibrate()
     int ring_open(ring_map *ring, int fd, uint64_t offset, const char **what)
+    void ring_close(ring_map *ring)
     int ring_guard(const ring_map *ring)
     void lane_loop(worker_lane *lane)
     int lane_start(worker_lane *lane)
@@ -190,3 +191,14 @@ cdef class WorkerLanes:
         with nogil:
             for index in range(self.count):
                 lane_stop(&self.lanes[index])
+
+    def close(self):
+        """End them and let go of their rings and accounts; the worker may then serve others."""
+        cdef int index
+        self.stop()
+        for index in range(self.count):
+            ring_close(&self.lanes[index].ring)  # SAFETY: its thread is gone, nobody else maps it
+        if self.lanes is not NULL:
+            munmap(self.accounts, 64 * self.count)
+        free(self.lanes)
+        self.lanes, self.accounts, self.count = NULL, NULL, 0

@@ -48,3 +48,10 @@ void fault_stack(void) {
     if (stack.ss_sp != MAP_FAILED)
         sigaltstack(&stack, NULL); /* without one, an overflow of the stack does not say where */
 }
+
+void fault_unstack(void) {
+    const stack_t none = {.ss_flags = SS_DISABLE};
+    stack_t stack;
+    if (!sigaltstack(&none, &stack) && !(stack.ss_flags & SS_DISABLE))
+        munmap(stack.ss_sp, stack.ss_size); /* SAFETY: made above, and no signal runs on it now */
+}

@@ -129,6 +129,7 @@ static void *lane_main(void *argument) {
     pthread_cleanup_push(thread_exited, NULL);
     lane->loop(lane);
     pthread_cleanup_pop(0);
+    fault_unstack();
     return NULL;
 }
 

@@ -34,9 +34,10 @@ struct worker_lane {
 void lane_loop(worker_lane *lane); /* calls come over the ring: the client, or what feeds it */
 
 /* From now on a crash of this process says at which address; fault_stack: of this thread, also
- * where its own stack is full. */
+ * where its own stack is full; fault_unstack: as this thread ends. */
 void fault_report(void);
 void fault_stack(void);
+void fault_unstack(void);
 
 int lane_start(worker_lane *lane); /* 0 or an errno */
 void lane_stop(worker_lane *lane); /* returns when the thread has ended; not while it calls */

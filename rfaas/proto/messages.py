@@ -45,10 +45,11 @@ from msgspec import Meta, Struct
 from rfaas import __version__
 from rfaas.proto.wire import SECRET_BYTES
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 FRAME_BYTES_MAX = 64 * 1024
 LIBRARY_PART_BYTES_MAX = 48 * 1024  # leaves room for the frame's other fields
 LIBRARY_LENT_BYTES_MAX = 1024 * 1024  # of a part over RDMA, locked in memory at either end
+FORMER_MAX = 16  # leases that a client shows it had
 OUTPUT_BYTES_MAX = 32 * 1024  # of what a worker has written, in one message
 LIBRARY_BYTES_MAX = 512 * 1024 * 1024
 # 34 bytes each, beside names of 3 KiB: what a frame holds.  A manager that knows the node keeps
@@ -362,11 +363,19 @@ class LibraryStored(Message, frozen=True):
     received: Count
 
 
+class FormerLease(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A lease of this node that its client has given back, and the proof that it had it."""
+
+    lease: LeaseId
+    proof: Proof
+
+
 class StartWorker(Message, frozen=True):
     """Start the lease's worker with this library: one lane per core.
 
     `hot_timeout_ms`: -1 stays hot for ever, 0 sleeps at once, else milliseconds
     since the last call.  The error `unavailable` asks for `SendLibrary`.
+    `keep_warm`: it may be one that was kept of a `former` lease, and be kept in turn.
     """
 
     lease: LeaseId
@@ -375,6 +384,8 @@ class StartWorker(Message, frozen=True):
     slot_bytes: Annotated[int, Meta(ge=1, le=2**31)]
     hot_timeout_ms: Annotated[int, Meta(ge=-1, le=2**31)]
     transport: Name = "auto"
+    keep_warm: bool = True
+    former: Annotated[tuple[FormerLease, ...], Meta(max_length=FORMER_MAX)] = ()
 
 
 class Endpoint(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -403,6 +414,7 @@ class WorkerStarted(Message, frozen=True):
     endpoint: Endpoint | None = None
     steps_ns: dict[str, int] = {}
     isolation: Name = "process"  # the level that was obtained
+    kept: bool = False  # from a former lease, with the state of its library
     lacks: Annotated[tuple[Name, ...], Meta(max_length=64)] = ()  # the parts that it has not
 
 

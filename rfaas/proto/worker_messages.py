@@ -6,9 +6,12 @@ As those in messages.py, which has all that a node hears from outside.
     zygote -> executor      LevelsFound       (notice, its first)
     executor -> zygote      SpawnWorker       WorkerSpawned (with the worker's end of a link)
                             LimitWorker       WorkerLimited
+                            StopProcess       ProcessStopped
                             KillWorker        (notice)
     zygote -> executor      WorkerDied        (notice)
-    executor -> worker      LoadLibrary       LibraryLoaded... (with three descriptors)
+    executor -> worker      LoadLibrary       LibraryLoaded... (with three descriptors; to one
+                                              that was kept with a fourth: its new stderr)
+                            LeaveLanes        LanesLeft
     executor -> endpoint    ServeRings        RingsServed (with two descriptors)
 """
 
@@ -63,6 +66,14 @@ class LoadLibrary(Message, frozen=True):
     transport: Name = "shm"
     host: Annotated[str, Meta(max_length=255)] = ""
     counts: Endpoint | None = None
+
+
+class LeaveLanes(Message, frozen=True):
+    """Its lease is over: end the lanes, let go of their memory, and wait for another task."""
+
+
+class LanesLeft(Message, frozen=True):
+    """Nothing of that lease is mapped any more; the library stays loaded."""
 
 
 class LibraryLoaded(Message, frozen=True):
@@ -127,7 +138,7 @@ class WorkerSpawned(Message, frozen=True):
 
 
 class LimitWorker(Message, frozen=True):
-    """Set the limits of a worker that is handed to a lease."""
+    """Set the limits of a worker that is handed to a lease; one that was stopped goes on."""
 
     pid: Count
     limits: Limits
@@ -136,6 +147,19 @@ class LimitWorker(Message, frozen=True):
 
 class WorkerLimited(Message, frozen=True):
     """Its limits hold: it may have its task."""
+
+
+class StopProcess(Message, frozen=True):
+    """Stop all threads of a worker that is kept; an error where it is not alone."""
+
+    pid: Count
+
+
+class ProcessStopped(Message, frozen=True):
+    """It is: process `stopped`, which `pid` may be the init of, has used `cpu_ticks` so far."""
+
+    stopped: Count
+    cpu_ticks: Count
 
 
 class KillWorker(Message, frozen=True):

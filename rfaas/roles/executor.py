@@ -39,6 +39,7 @@ from rfaas.errors import (
 )
 from rfaas.launch.images import Images
 from rfaas.launch.incoming import Incoming
+from rfaas.launch.keep import owner_of
 from rfaas.launch.libraries import Libraries
 from rfaas.launch.node import PRIVATE, cores_of, memory_of
 from rfaas.launch.pool import Pool
@@ -344,7 +345,10 @@ class Executor:
             text = f"node {self._config.name} cannot serve over {carrier.name}: {error.text}"
             raise type(error)(text, hint=error.hint) from None
         container = await self._container(request.lease)
-        worker, process, lease = await self._pool.start(request, carrier.name, host, container)
+        owner = owner_of(client.link, request, self._authority.owns)
+        worker, process, lease = await self._pool.start(
+            request, carrier.name, host, container, owner
+        )
         log.info(
             "lease %s: worker %d, isolation %s, serves %d lanes on processors %s",
             request.lease[:8],
@@ -366,6 +370,7 @@ class Executor:
             endpoint=process.endpoint,
             steps_ns=process.steps_ns,
             isolation=lease.claims.isolation,
+            kept=process.was_kept,
             lacks=self._pool.lacks(lease.claims.isolation),
         )
         return started, carrier.offer(process.rings_fd)
@@ -419,6 +424,7 @@ class Executor:
                 "cores": self._node.cores,
                 "isolation": ", ".join(map(self._pool.described, self._node.isolation)),
                 "leases": len(usage),
+                "workers kept": self._pool.kept,
                 "calls of live leases": sum(one.calls for one in usage),
                 "tokens refused": self._refused,
             },

@@ -10,6 +10,7 @@ import mmap
 import os
 import select
 import time
+from typing import NamedTuple
 
 from rfaas import sandbox
 from rfaas.control.link import Link
@@ -19,12 +20,25 @@ from rfaas.native._worker import Library, report_faults
 from rfaas.proto import wire
 from rfaas.proto.codec import names_page
 from rfaas.proto.messages import Error
-from rfaas.proto.worker_messages import LibraryLoaded, LoadLibrary, ServeRings
+from rfaas.proto.worker_messages import (
+    LanesLeft,
+    LeaveLanes,
+    LibraryLoaded,
+    LoadLibrary,
+    ServeRings,
+)
 from rfaas.transport.serve import Served, serve
 
 _AREAS_PER_SLOT = 4  # of our mapping: input, guard page, output, guard page
 _AREAS_DEFAULT = 65530  # vm.max_map_count, where nobody has changed it
 _AREAS_BASE = 1024  # areas of memory that a worker has beside its slots; it has some 300
+
+
+class Loaded(NamedTuple):
+    """A library that this process has loaded, and the names of its functions."""
+
+    library: Library
+    names: list[str]
 
 
 def run(link: Link) -> int:
@@ -39,19 +53,24 @@ def run(link: Link) -> int:
             raise ProtocolError(f"a worker's first message is LoadLibrary, not {task}")
         if kept := sandbox.KEPT.get(task.isolation):  # the worker is in there, this its keeper
             return kept.keep(link, task)
-        try:
-            lanes = _load(link, task)
-        except RfaasError as error:
-            link.send(Error(id=task.id, code=error.code, text=error.text, hint=error.hint))
-            return 1
-        _attend(link, lanes)
+        library: Loaded | None = None
+        while True:  # one lease after another, where the worker is kept
+            try:
+                library, lanes = _load(link, task, library)
+            except RfaasError as error:
+                link.send(Error(id=task.id, code=error.code, text=error.text, hint=error.hint))
+                return 1
+            task = _attend(link, lanes)
     except PeerLostError:
         pass  # ended as it should be: lanes that still call go with the process
     return 0
 
 
-def _attend(link: Link, lanes: Served) -> None:
-    """Do what the lanes need until the executor closes the link, which raises."""
+def _attend(link: Link, lanes: Served) -> LoadLibrary:
+    """Do what the lanes need until their lease is over; returns the task of the next one.
+
+    The end is that the executor closes the link, which raises.
+    """
     poller = select.poll()
     for fd in (link.fileno(), *lanes.filenos()):
         poller.register(fd, select.POLLIN)
@@ -59,42 +78,44 @@ def _attend(link: Link, lanes: Served) -> None:
     while True:
         for fd, _ in poller.poll(counts.wait_ms if counts else None):
             if fd == link.fileno():
-                link.receive()  # nothing more is sent: this raises, at the end
+                if isinstance(message := link.receive(), LeaveLanes):
+                    return _leave(link, lanes, message)
             else:
                 lanes.step()
         if counts:
             counts.tell()
 
 
-def _load(link: Link, task: LoadLibrary) -> Served:
-    if not os.path.exists("/proc/self/fd"):
-        raise SystemCallError(
-            "this node has no /proc, through which workers load libraries from memory",
-            hint="mount it there: mount -t proc proc /proc",
-        )
+def _leave(link: Link, lanes: Served, message: LeaveLanes) -> LoadLibrary:
+    """End the lanes, and wait for another task of the same client, with the same library."""
+    lanes.stop()
+    link.send(LanesLeft(id=message.id))
+    task = link.receive()
+    if not isinstance(task, LoadLibrary):
+        raise ProtocolError(f"a worker that is kept gets LoadLibrary, not {task}")
+    return task
+
+
+def _load(link: Link, task: LoadLibrary, kept: Loaded | None) -> tuple[Loaded, Served]:
+    """Serve a task, with the library that an earlier one has loaded if there was one."""
     steps = _Steps()
-    library_fd, rings_fd, account_fd = link.take_fds()
-    sandbox.level(task.isolation).enter(task.limits, task.degrade)
-    steps.done("confine")
-    with mmap.mmap(library_fd, 0, prot=mmap.PROT_READ) as image:
-        table = read_functions(image, os.uname().machine)
-    steps.done("read_functions")
-    report_faults()
-    library = Library(library_fd)
-    library.bind(table)
-    steps.done("load")
+    fds = link.take_fds()
+    library_fd, rings_fd, account_fd = fds[:3]
+    for output_fd in fds[3:]:
+        os.dup2(output_fd, 2)
+        os.dup2(output_fd, 1)
+    loaded = kept or _load_library(task, library_fd, steps)
     try:
-        lanes = serve(task, library, rings_fd, account_fd)
+        lanes = serve(task, loaded.library, rings_fd, account_fd)
     except SystemCallError as error:
         hint = error.hint or _lanes_hint(rings_fd, len(task.cpus))
         raise SystemCallError(error.text, hint=hint) from None
-    for fd in (library_fd, rings_fd, account_fd):
+    for fd in fds:
         os.close(fd)
     steps.done("start_lanes")
-    names = [function.name for function in table]
     start, more = 0, True
     while more:
-        part, more = names_page(names, start)
+        part, more = names_page(loaded.names, start)
         start += len(part)
         link.send(
             LibraryLoaded(
@@ -105,7 +126,25 @@ def _load(link: Link, task: LoadLibrary) -> Served:
                 steps_ns=steps.ns,
             )
         )
-    return lanes
+    return loaded, lanes
+
+
+def _load_library(task: LoadLibrary, library_fd: int, steps: _Steps) -> Loaded:
+    if not os.path.exists("/proc/self/fd"):
+        raise SystemCallError(
+            "this node has no /proc, through which workers load libraries from memory",
+            hint="mount it there: mount -t proc proc /proc",
+        )
+    sandbox.level(task.isolation).enter(task.limits, task.degrade)
+    steps.done("confine")
+    with mmap.mmap(library_fd, 0, prot=mmap.PROT_READ) as image:
+        table = read_functions(image, os.uname().machine)
+    steps.done("read_functions")
+    report_faults()
+    library = Library(library_fd)
+    library.bind(table)
+    steps.done("load")
+    return Loaded(library, [function.name for function in table])
 
 
 def _lanes_hint(rings_fd: int, lanes: int) -> str:

@@ -50,6 +50,16 @@ class Confined(Protocol):
     def limit(self, limits: Limits, cpus: Sequence[int]) -> None:
         """Set the limits of one that waited in a pool."""
 
+    def stop(self) -> tuple[int, int]:
+        """Stop the worker, which nobody calls any more, as of `stopping.stop`, which it returns.
+
+        Raises:
+            SystemCallError: the level cannot, or the worker is not alone.
+        """
+
+    def go_on(self) -> None:
+        """Let one that was stopped run again; nothing where it was not.  OSError: it is gone."""
+
     def reaped(self, status: int) -> tuple[int, str]:
         """`pid` was reaped with this wait status: remove what is left of it, its cgroup too.
 

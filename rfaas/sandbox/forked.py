@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from rfaas.sandbox import stopping
+
 if TYPE_CHECKING:
     from rfaas.proto.worker_messages import Limits
     from rfaas.sandbox import Birth
@@ -18,6 +20,7 @@ class Forked:
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
+        self._stopped = False
 
     def kill(self) -> None:
         """Kill it and its group; what has left the group is the zygote's to find."""
@@ -27,6 +30,15 @@ class Forked:
 
     def limit(self, limits: Limits, cpus: Sequence[int]) -> None:
         """Nothing: it limits itself when it gets its task."""
+
+    def stop(self) -> tuple[int, int]:
+        self._stopped = True
+        return stopping.stop(self.pid)
+
+    def go_on(self) -> None:
+        if self._stopped:
+            self._stopped = False
+            os.kill(self.pid, signal.SIGCONT)
 
     def reaped(self, status: int) -> tuple[int, str]:
         return status, ""

@@ -88,6 +88,12 @@ class Kept:
     def limit(self, limits: Limits, cpus: Sequence[int]) -> None:
         """Nothing: containers do not wait in a pool."""
 
+    def stop(self) -> tuple[int, int]:
+        raise SystemCallError("what is in its container serves one lease")
+
+    def go_on(self) -> None:
+        """Nothing: it is never stopped."""
+
     def reaped(self, status: int) -> tuple[int, str]:
         """What the keeper ended as, its worker did."""
         why = ""

@@ -20,6 +20,7 @@ have is left out only where `sandbox.degrade` names it.
 
 from __future__ import annotations
 
+import errno
 import functools
 import operator
 import os
@@ -33,7 +34,7 @@ from rfaas.errors import RfaasError, SystemCallError
 from rfaas.native import _jail
 from rfaas.paths import system_text
 from rfaas.proto.worker_messages import Lack
-from rfaas.sandbox import cgroups, libraries
+from rfaas.sandbox import cgroups, libraries, stopping
 from rfaas.sandbox import limits as rlimits
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ class Jailed:
         self._status_fd = status_fd
         self._group = group
         self._limits = limits
+        self._stopped = 0  # the worker's process id, out here
 
     def kill(self) -> None:
         """An init takes all of its namespace along."""
@@ -81,6 +83,25 @@ class Jailed:
         self._limits = limits
         if self._group is not None:
             self._group.limit(limits, cpus)
+
+    def stop(self) -> tuple[int, int]:
+        """An init has its worker for a child, and whatever else there is comes to it as well."""
+        if not (there := stopping.children(self.pid)):
+            raise SystemCallError("it has ended")
+        self._stopped = max(there)
+        found = stopping.stop(self._stopped)
+        if others := stopping.children(self.pid) - {self._stopped}:
+            raise SystemCallError(f"its sandbox has {len(others)} processes beside it")
+        return found
+
+    def go_on(self) -> None:
+        # Until its init is reaped, which is our child, the number can only be the worker's.
+        if not self._stopped:
+            return
+        if stopping.children(self.pid) != {self._stopped}:
+            raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
+        os.kill(self._stopped, signal.SIGCONT)
+        self._stopped = 0
 
     def reaped(self, status: int) -> tuple[int, str]:
         said = os.read(self._status_fd, 4)  # the init is gone: there is a status or the end
@@ -140,7 +161,7 @@ class SandboxLevel:
             if group is not None:
                 group.limit(limits, birth.order.cpus)
             user = self._user if self._namespaces & _jail.NEWUSER else -1
-            pid = _jail.clone(self._namespaces, ready, say, user)
+            pid = _jail.clone(self._namespaces, ready, go, say, user)
             if not pid:
                 birth.run(1, self._prepare)
             if self._namespaces & _jail.NEWUSER:
@@ -195,7 +216,7 @@ class SandboxLevel:
         try:
             text = ""
             user = self._user if self._namespaces & _jail.NEWUSER else -1
-            pid = _jail.clone(self._namespaces, ready, tell, user)
+            pid = _jail.clone(self._namespaces, ready, go, tell, user)
             if not pid:
                 self._prepare()
                 os.write(tell, (self._failed.text if self._failed else _WELL).encode())
@@ -224,7 +245,7 @@ def try_namespaces(flags: int) -> str:
     """What the system says against a process in such namespaces, or ""."""
     ready, go = os.pipe()
     try:
-        pid = _jail.clone(flags, ready, go, -1)
+        pid = _jail.clone(flags, ready, go, go, -1)
     except OSError as error:
         return system_text(error)
     else:

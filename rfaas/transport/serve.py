@@ -30,7 +30,7 @@ class Served(Protocol):
         """What is to be told of them now and then, None: nothing."""
 
     def stop(self) -> None:
-        """End the lanes; returns when their threads are gone."""
+        """End the lanes and let go of their memory; returns when their threads are gone."""
 
 
 class RingLanes:
@@ -55,7 +55,7 @@ class RingLanes:
         return None
 
     def stop(self) -> None:
-        self._lanes.stop()
+        self._lanes.close()
 
 
 def serve(task: LoadLibrary, library: Library, rings_fd: int, account_fd: int) -> Served:

@@ -1,0 +1,466 @@
+"""Workers that outlive their lease: real executors, real processes, the library's state."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from rfaas.client import Lease, Session
+from rfaas.errors import LeaseEndedError, RfaasError
+from rfaas.proto.messages import (
+    Done,
+    LeaseGranted,
+    LeaseOpened,
+    OpenLease,
+    ReleaseLease,
+    RequestLease,
+    StartWorker,
+    WorkerStarted,
+)
+from rfaas.proto.proof import prove
+from tests.functions.build import build_text
+from tests.harness.gate import Gate
+from tests.harness.processes import endpoints_of, is_alive, until, wait_for_end, workers_of
+from tests.harness.rdma import End
+from tests.harness.site import Site
+
+RESTLESS = r"""
+#include <pthread.h>
+#include <signal.h>
+#include <time.h>
+#include <unistd.h>
+#include "rfaas.h"
+
+static void *spin(void *unused) { for (volatile long i = 0;; i++) (void)unused; return NULL; }
+
+/* Starts a thread that never sleeps. */
+RFAAS_EXPORT uint32_t start_thread(void *args, uint32_t size, void *res)
+{
+    pthread_t thread;
+    (void)args; (void)size; (void)res;
+    return pthread_create(&thread, NULL, spin, NULL) ? 1 : 0;
+}
+
+/* Starts a process that never sleeps. */
+RFAAS_EXPORT uint32_t start_process(void *args, uint32_t size, void *res)
+{
+    (void)args; (void)size; (void)res;
+    if (!fork())
+        spin(NULL);
+    return 0;
+}
+
+/* Has a timer send SIGCONT, ever again, and a thread that never sleeps. */
+RFAAS_EXPORT uint32_t wake_by_timer(void *args, uint32_t size, void *res)
+{
+    struct sigevent event = {.sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGCONT};
+    const struct itimerspec often = {{0, 20000000}, {0, 20000000}};
+    timer_t timer;
+    if (timer_create(CLOCK_MONOTONIC, &event, &timer) || timer_settime(timer, 0, &often, NULL))
+        return 1;
+    return start_thread(args, size, res);
+}
+"""
+
+over_shm = pytest.mark.skipif(
+    os.environ.get("RFAAS_LANE_TRANSPORT") == "verbs",
+    reason="over RDMA, only a worker behind an endpoint is kept",
+)
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="takes root, to be two users")
+
+
+@pytest.fixture
+def kept(site: Site) -> Site:
+    """An executor of two cores that keeps workers."""
+    site.set(
+        executor__keep_warm_s=600.0,
+        client__executor=site.address("executor"),
+        lease__isolation="sandbox",
+    )
+    return site
+
+
+@pytest.fixture(scope="session")
+def restless(libraries: Path) -> Path:
+    return build_text(libraries, "restless", RESTLESS, "-lpthread", "-lrt")
+
+
+def start(site: Site) -> int:
+    return site.start("executor", "--resource-manager", "none").pid
+
+
+def count(lease: Lease) -> int:
+    return int.from_bytes(lease.call("count", b""), "little")
+
+
+def kept_by(session: Session) -> object:
+    return session.status().facts["workers kept"]
+
+
+def state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def ended(executor: int) -> Callable[[], bool]:
+    return lambda: not workers_of(executor)
+
+
+@pytest.mark.parametrize(
+    "isolation",
+    [pytest.param("none", marks=over_shm), pytest.param("process", marks=over_shm), "sandbox"],
+)
+def test_the_next_lease_has_the_worker_and_its_state(
+    kept: Site, counter: Path, isolation: str
+) -> None:
+    executor = start(kept)
+    with kept.session() as session:
+        with session.lease(library=counter, isolation=isolation) as lease:
+            assert [count(lease) for _ in range(3)] == [1, 2, 3]
+            assert not lease.was_kept
+            first, before = lease.id, workers_of(executor)
+        assert kept_by(session) == 1
+        assert workers_of(executor) == before
+        assert "T" in {state(pid) for pid in before}
+        for number in (4, 5):
+            with session.lease(library=counter, isolation=isolation) as lease:
+                assert lease.was_kept
+                assert workers_of(executor) == before
+                assert lease.id != first
+                assert kept_by(session) == 0
+                assert count(lease) == number  # what the library remembers
+                assert session.status().facts["calls of live leases"] == 1
+                assert set(lease.steps_ns) >= {"worker.start_lanes"}
+                assert "worker.load" not in lease.steps_ns
+            assert kept_by(session) == 1
+
+
+def test_it_is_off_unless_the_node_says_so(site: Site, counter: Path) -> None:
+    site.set(client__executor=site.address("executor"))
+    executor = start(site)
+    with site.session() as session:
+        with session.lease(library=counter) as lease:
+            assert count(lease) == 1
+        assert workers_of(executor) == []
+        with session.lease(library=counter) as lease:
+            assert count(lease) == 1
+
+
+def test_a_client_can_do_without(kept: Site, counter: Path) -> None:
+    executor = start(kept)
+    with kept.session() as session:
+        with session.lease(library=counter) as lease:
+            assert count(lease) == 1
+        with session.lease(library=counter, keep_warm=False) as lease:
+            assert not lease.was_kept
+            assert count(lease) == 1
+            mine = set(workers_of(executor))
+        assert kept_by(session) == 1  # of the first; that of the second is gone
+        assert set(workers_of(executor)) < mine
+
+
+def test_another_shape_is_another_worker(kept: Site, counter: Path) -> None:
+    start(kept)
+    with kept.session() as session:
+        with session.lease(library=counter):
+            pass
+        for other in (
+            {"cores": 2},
+            {"memory": "65MiB"},
+            {"slots": 2},
+            {"slot_bytes": 4096},
+            {"isolation": "process"},
+        ):
+            with session.lease(library=counter, **other) as lease:
+                assert not lease.was_kept
+
+
+def test_it_goes_at_once_when_its_core_is_needed(kept: Site, counter: Path, shipped: Path) -> None:
+    executor = start(kept)
+    with kept.session() as session:
+        with session.lease(cores=2, library=counter) as lease:
+            assert count(lease) == 1
+        before = workers_of(executor)
+        with session.lease(library=shipped) as lease:  # one core: that worker would take both
+            assert lease.call("echo", b"x") == b"x"
+            assert kept_by(session) == 0
+            until(lambda: not any(map(is_alive, before)), "the kept worker is gone")
+        with session.lease(library=counter) as lease:  # and now there is room for both
+            assert count(lease) == 1
+            assert kept_by(session) == 1
+
+
+def test_it_goes_when_its_memory_is_needed(kept: Site, counter: Path, shipped: Path) -> None:
+    kept.set(executor__memory="200MiB", executor__keep_warm_s=600.0)
+    start(kept)
+    with kept.session() as session:
+        with session.lease(library=counter, memory="150MiB"):
+            pass
+        assert kept_by(session) == 1
+        with session.lease(library=shipped, memory="50MiB", keep_warm=False):
+            assert kept_by(session) == 1
+        with session.lease(library=shipped, memory="51MiB", keep_warm=False):
+            assert kept_by(session) == 0
+
+
+def test_so_many_are_kept(kept: Site, counter: Path, shipped: Path) -> None:
+    kept.set(executor__keep_warm_s=600.0, executor__keep_warm_max=1)
+    start(kept)
+    with kept.session() as session:
+        for library in (counter, shipped, counter):
+            with session.lease(library=library) as lease:
+                assert not lease.was_kept
+            assert kept_by(session) == 1
+
+
+def test_it_goes_when_its_time_is_up(kept: Site, counter: Path) -> None:
+    kept.set(executor__keep_warm_s=0.05)
+    executor = start(kept)
+    with kept.session() as session:
+        with session.lease(library=counter) as lease:
+            assert count(lease) == 1
+        until(ended(executor), "what was kept has ended")
+        assert kept_by(session) == 0
+
+
+def test_kill_9_of_its_client_keeps_nothing(kept: Site, counter: Path) -> None:
+    executor = start(kept)
+    client = kept.client(
+        """
+session = rfaas.connect()
+lease = session.lease(library=sys.argv[1])
+say(len(lease.call("count", b"")))
+sys.stdin.read()
+""",
+        counter,
+    )
+    assert client.lines.next() == "8"
+    client.signal(signal.SIGKILL)
+    client.wait()
+    until(ended(executor), "its worker has ended")
+
+
+def test_kill_9_of_the_executor_leaves_none(kept: Site, counter: Path) -> None:
+    executor = start(kept)
+    with kept.session() as session:
+        with session.lease(library=counter):
+            pass
+        (workers) = workers_of(executor)
+        assert workers
+        assert kept_by(session) == 1
+    kept.kill(kept.children[0])
+    wait_for_end(*workers)
+
+
+def test_kill_9_of_what_is_kept_costs_nobody(kept: Site, counter: Path) -> None:
+    executor = start(kept)
+    with kept.session() as session:
+        with session.lease(library=counter) as lease:
+            assert count(lease) == 1
+        for pid in workers_of(executor):
+            os.kill(pid, signal.SIGKILL)
+        with session.lease(library=counter) as lease:
+            assert not lease.was_kept
+            assert count(lease) == 1
+
+
+@pytest.mark.parametrize("isolation", [pytest.param("process", marks=over_shm), "sandbox"])
+def test_threads_of_a_library_are_stopped(kept: Site, restless: Path, isolation: str) -> None:
+    executor = start(kept)
+    with kept.session() as session:
+        with session.lease(library=restless, isolation=isolation) as lease:
+            lease.call("start_thread", b"")
+        assert kept_by(session) == 1
+        (worker,) = [pid for pid in workers_of(executor) if state(pid) == "T"]
+        threads = list(Path(f"/proc/{worker}/task").iterdir())
+        assert len(threads) >= 2
+        assert {(one / "stat").read_text().rpartition(")")[2].split()[0] for one in threads} == {
+            "T"
+        }
+        with session.lease(library=restless, isolation=isolation) as lease:
+            assert lease.was_kept
+
+
+@pytest.mark.parametrize("isolation", [pytest.param("process", marks=over_shm), "sandbox"])
+def test_what_has_started_processes_is_not_kept(kept: Site, restless: Path, isolation: str) -> None:
+    executor = start(kept)
+    with kept.session() as session:
+        with session.lease(library=restless, isolation=isolation) as lease:
+            lease.call("start_process", b"")
+        assert kept_by(session) == 0
+        until(ended(executor), "worker and child are gone")
+
+
+def test_what_wakes_itself_is_ended(kept: Site, restless: Path) -> None:
+    executor = start(kept)
+    with kept.session() as session:
+        with session.lease(library=restless) as lease:
+            lease.call("wake_by_timer", b"")
+        until(ended(executor), "it is ended")
+        assert kept_by(session) == 0
+
+
+def test_what_still_calls_is_not_kept(kept: Site, held: Path, gate: Callable[[], Gate]) -> None:
+    executor, its_gate = start(kept), gate()
+    with kept.session() as session:
+        with session.lease(library=held, isolation="process") as lease:
+            call = lease.submit("hold", its_gate.data)
+            its_gate.begun()
+        assert kept_by(session) == 0
+        assert workers_of(executor) == []
+        with pytest.raises(RfaasError):
+            call.result()
+
+
+TWICE = """
+session = rfaas.connect()
+for _ in range(2):
+    with session.lease(library=sys.argv[1], isolation=sys.argv[2]) as lease:
+        text = f"{lease.was_kept} {int.from_bytes(lease.call('count', b''), 'little')}"
+    say(text)
+    if not lease.was_kept:
+        sys.stdin.readline()
+session.close()
+"""
+
+AS_ANOTHER_USER = """
+import os
+os.chdir(sys.argv[1])
+library = open(sys.argv[2], "rb").read()
+address = "unix:/proc/self/cwd/" + sys.argv[3]
+def lease(session, **options):
+    with session.lease(library=library, **options) as lease:
+        return f"{lease.was_kept} {int.from_bytes(lease.call('count', b''), 'little')}"
+session = rfaas.connect(overrides={"client.executor": address, "client.name": "ada@here:1"})
+say(lease(session))
+os.seteuid(65534)
+with rfaas.connect(overrides={"client.executor": address, "client.name": "ada@here:1"}) as other:
+    say(lease(other))
+    with other.lease(library=library) as its_own:
+        say(its_own.was_kept)
+        other.former = {node: [(one, b"?" * 32) for one, _ in had]
+                        for node, had in session.former.items()}
+        say(lease(other))
+        other.former.clear()
+        other.former = session.former
+        say(lease(other))
+session.close()
+"""
+
+
+@as_root
+@over_shm
+def test_a_client_is_who_it_proves_to_be(kept: Site, counter: Path) -> None:
+    """Not who it calls itself: another user has it only with the secret of the lease."""
+    start(kept)
+    kept.runtime.chmod(0o711)
+    kept.socket("executor").chmod(0o666)
+    client = kept.client(AS_ANOTHER_USER, kept.runtime, counter, kept.socket("executor").name)
+    assert client.lines.next() == "False 1", client.stderr
+    assert client.lines.next() == "False 1", client.stderr  # same name, same library, other user
+    assert client.lines.next() == "True", client.stderr  # its own of before
+    assert client.lines.next() == "False 1", client.stderr  # proofs that prove nothing
+    assert client.lines.next() == "True 2", client.stderr  # the first one's
+    assert client.wait() == 0, client.stderr
+
+
+@over_shm
+def test_tokens_and_memory_of_one_lease_are_not_anothers(kept: Site, counter: Path) -> None:
+    start(kept)
+    kept.set(executor__keep_warm_s=600.0, lease__isolation="process")
+    with kept.session() as session:
+        with session.lease(library=counter):  # brings the library
+            pass
+        seen: list[tuple[LeaseGranted, OpenLease, os.stat_result, bytes]] = []
+        for _ in range(2):
+            link = session.link_to(session.where)
+            granted = link.ask(
+                RequestLease(
+                    client="ada",
+                    cores=1,
+                    memory_bytes=1 << 26,
+                    duration_s=60.0,
+                    isolation="process",
+                ),
+                LeaseGranted,
+            )
+            shown = OpenLease(
+                token=granted.token, proof=prove(granted.secret, link.nonce, granted.lease)
+            )
+            link.ask(shown, LeaseOpened)
+            begin = StartWorker(
+                lease=granted.lease,
+                sha256=session_library(counter),
+                slots=2,
+                slot_bytes=4096,
+                hot_timeout_ms=0,
+            )
+            started = link.ask(begin, WorkerStarted)
+            assert started.kept == bool(seen)
+            (rings,) = link.take_fds()
+            os.pwrite(rings, b"mine", 4096 + 64)  # what the next lease must not see
+            body = os.pread(rings, 1 << 16, 4096 + 128)
+            assert body == bytes(len(body))
+            seen.append((granted, shown, os.fstat(rings), body))
+            os.close(rings)
+            link.ask(ReleaseLease(lease=granted.lease), Done)
+            for again in (shown, begin):
+                with pytest.raises(LeaseEndedError):
+                    link.ask(again, LeaseOpened)
+            link.close()
+        assert seen[0][2].st_ino != seen[1][2].st_ino
+        assert seen[0][0].secret != seen[1][0].secret
+
+
+def session_library(path: Path) -> str:
+    from rfaas.client.library import Library
+
+    return Library.read(path).sha256
+
+
+@over_shm
+def test_each_lease_has_a_bill_of_its_own(site: Site, counter: Path) -> None:
+    site.set(executor__keep_warm_s=600.0)
+    site.start("all")
+    calls = []
+    with site.session() as session:
+        for number in (5, 7):
+            with session.lease(library=counter) as lease:
+                for _ in range(number):
+                    count(lease)
+                calls.append((lease.id, number))
+        until(lambda: kept_by_node(site) == 1, "the worker is kept")
+        before = {one.lease: one.usage for one in session.leases(all=True)}
+        assert [(lease, before[lease].calls) for lease, _ in calls] == calls
+        after = {one.lease: one.usage for one in session.leases(all=True)}
+        assert before == after  # nobody is billed for what is kept
+
+
+def kept_by_node(site: Site) -> object:
+    with site.session(client__executor=site.address("executor")) as session:
+        return kept_by(session)
+
+
+@pytest.mark.rdma
+@pytest.mark.parametrize("isolation", ["process", "sandbox"])
+def test_over_rdma_the_endpoint_is_the_leases_and_the_worker_kept(
+    site: Site, counter: Path, rdma_ends: tuple[End, End], isolation: str
+) -> None:
+    site.set(executor__endpoint="always", executor__keep_warm_s=600.0)
+    executor = site.start("all", "--device", rdma_ends[1].device).pid
+    site.set(lane__transport="verbs", rdma__device=rdma_ends[0].device)
+    client = site.client(TWICE, counter, isolation)
+    assert client.lines.next() == "False 1", client.stderr
+    assert endpoints_of(executor) == []
+    before = workers_of(executor)
+    assert before
+    client.say("go on")
+    assert client.lines.next() == "True 2", client.stderr
+    assert client.wait() == 0, client.stderr
+    assert workers_of(executor) == before
+    assert endpoints_of(executor) == []
+    with site.session() as session:
+        assert [one.usage.calls for one in session.leases(all=True)] == [1, 1]
