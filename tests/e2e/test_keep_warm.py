@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,7 +25,14 @@ from rfaas.proto.messages import (
 from rfaas.proto.proof import prove
 from tests.functions.build import build_text
 from tests.harness.gate import Gate
-from tests.harness.processes import endpoints_of, is_alive, until, wait_for_end, workers_of
+from tests.harness.processes import (
+    PATIENCE_S,
+    endpoints_of,
+    is_alive,
+    until,
+    wait_for_end,
+    workers_of,
+)
 from tests.harness.rdma import End
 from tests.harness.site import Site
 
@@ -343,10 +351,17 @@ with rfaas.connect(overrides={"client.executor": address, "client.name": "ada@he
         say(its_own.was_kept)
         other.former = {node: [(one, b"?" * 32) for one, _ in had]
                         for node, had in session.former.items()}
-        say(lease(other))
-        other.former.clear()
-        other.former = session.former
-        say(lease(other))
+        with other.lease(library=library) as new:
+            say(new.was_kept)
+            other.former = {node: list(had) for node, had in session.former.items()}
+            say(lease(other))
+    os.seteuid(0)
+    with session.lease(library=library) as again:
+        say(again.was_kept)
+    os.seteuid(65534)
+    say(session.status().facts["workers kept"])
+    with other.lease(cores=3, library=library, keep_warm=False) as all_of_it:
+        say(all_of_it.was_kept, other.status().facts["workers kept"])
 session.close()
 """
 
@@ -355,16 +370,53 @@ session.close()
 @over_shm
 def test_a_client_is_who_it_proves_to_be(kept: Site, counter: Path) -> None:
     """Not who it calls itself: another user has it only with the secret of the lease."""
+    kept.set(executor__keep_warm_s=600.0, executor__cores=3)
     start(kept)
     kept.runtime.chmod(0o711)
     kept.socket("executor").chmod(0o666)
     client = kept.client(AS_ANOTHER_USER, kept.runtime, counter, kept.socket("executor").name)
-    assert client.lines.next() == "False 1", client.stderr
-    assert client.lines.next() == "False 1", client.stderr  # same name, same library, other user
-    assert client.lines.next() == "True", client.stderr  # its own of before
-    assert client.lines.next() == "False 1", client.stderr  # proofs that prove nothing
-    assert client.lines.next() == "True 2", client.stderr  # the first one's
+
+    def says(line: str) -> None:
+        assert client.lines.next() == line, client.stderr
+
+    says("False 1")
+    says("False 1")  # same name, same library, another user
+    says("True")  # his own of before
+    says("False")  # proofs that prove nothing
+    says("True 2")  # the first one's, by its secret
+    says("False")  # which is his from now on, and not the first one's
+    says("3")
+    says("False 0")  # all three were in his way, and are gone
     assert client.wait() == 0, client.stderr
+
+
+def test_many_who_come_and_go(kept: Site, counter: Path, shipped: Path) -> None:
+    """Each gets what it asked for, whatever was kept by then; nothing is left in the end."""
+    executor = start(kept)
+    failed: list[RfaasError] = []
+
+    def come_and_go(session: Session, number: int) -> None:
+        for turn in range(12):
+            library, name = ((counter, "count"), (shipped, "echo"))[(number + turn) % 2]
+            try:
+                with session.lease(library=library, wait_s=PATIENCE_S) as lease:
+                    assert len(lease.call(name, b"12345678")) == 8
+            except RfaasError as error:
+                failed.append(error)
+
+    with kept.session() as session:
+        threads = [
+            threading.Thread(target=come_and_go, args=(session, number)) for number in range(5)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert failed == []
+        left = kept_by(session)
+        assert left in (1, 2)
+        stopped = [pid for pid in workers_of(executor) if state(pid) == "T"]
+        assert len(stopped) == left
 
 
 @over_shm
