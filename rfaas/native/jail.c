@@ -5,7 +5,6 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <linux/capability.h>
-#include <linux/landlock.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdint.h>
@@ -44,6 +43,7 @@
 #define ACCESS_READ_FILE (1ULL << 2)
 #define ACCESS_READ_DIR (1ULL << 3)
 #define ACCESS_IOCTL_DEV (1ULL << 15) /* from ABI 5 on */
+#define RULE_PATH_BENEATH 1
 
 extern char **environ;
 
@@ -54,6 +54,11 @@ struct mount_attributes {
 struct ruleset {
     uint64_t files, net, scoped;
 };
+
+struct rule_path_beneath {
+    uint64_t allowed;
+    int32_t parent_fd;
+} __attribute__((packed));
 
 static int failed(const char **what, const char *step) {
     *what = step;
@@ -213,11 +218,11 @@ int jail_landlock_abi(void) {
 }
 
 static int allow(int set, const char *path, uint64_t access) {
-    struct landlock_path_beneath_attr rule = {.allowed_access = access,
-                                              .parent_fd = open(path, O_PATH | O_CLOEXEC)};
+    struct rule_path_beneath rule = {.allowed = access,
+                                     .parent_fd = open(path, O_PATH | O_CLOEXEC)};
     if (rule.parent_fd < 0)
         return -1;
-    const int error = (int)syscall(SYS_landlock_add_rule, set, LANDLOCK_RULE_PATH_BENEATH, &rule, 0);
+    const int error = (int)syscall(SYS_landlock_add_rule, set, RULE_PATH_BENEATH, &rule, 0);
     const int number = errno;
     close(rule.parent_fd);
     errno = number;
