@@ -118,7 +118,8 @@ class ClientConfig(Section, frozen=True):
 class ControlConfig(Section, frozen=True):
     """`[control]`: who is at the other end of a link."""
 
-    auth: Literal["none", "munge"] = "none"
+    auth: Literal["none", "key", "munge"] = "none"
+    key_file: Path = ""
     munge_socket: Path = ""
 
 

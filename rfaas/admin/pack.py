@@ -30,6 +30,7 @@ EPOCH = (1980, 1, 1, 0, 0, 0)  # the same configuration gives the same bytes
 END_BYTES = 22  # the end of a zip without its comment, APPNOTE 4.3.16
 
 PRIVATE_SIGNS = (b"PRIVATE KEY", b"AGE-SECRET-KEY-", b"PuTTY-User-Key-File")
+CLUSTER_KEY_DIGITS = 64  # control/cluster_key.py: nothing else, and as private
 
 
 def run(options: argparse.Namespace) -> int:
@@ -125,7 +126,13 @@ def _built() -> str:
 
 
 def _is_private(data: bytes) -> bool:
-    return any(sign in data for sign in PRIVATE_SIGNS)
+    words = data.split()
+    is_ours = len(words) == 1 and len(words[0]) == CLUSTER_KEY_DIGITS and _is_hexadecimal(words[0])
+    return is_ours or any(sign in data for sign in PRIVATE_SIGNS)
+
+
+def _is_hexadecimal(word: bytes) -> bool:
+    return not word.strip(b"0123456789abcdefABCDEF")
 
 
 def _read(path: str, what: str, bytes_max: int) -> bytes:

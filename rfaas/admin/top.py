@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import select
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 from msgspec import Struct, json
 
@@ -42,18 +44,55 @@ class Picture(Struct, frozen=True, kw_only=True):
 
 
 def run(config: Config, options: argparse.Namespace) -> int:
-    """Show it until interrupted; returns the exit status."""
-    with connected(config, "top") as session:
-        show = _shower(options)
-        while True:
-            show(take(session))
-            if options.once:
-                return 0
-            time.sleep(PERIOD_S)
+    """Show it until q or Ctrl-C is typed; returns the exit status."""
+    show, close = _shower(options)
+    with connected(config, "top") as session, _keys(options) as is_quit_in:
+        try:
+            while (picture := take(session, is_quit_in)) is not None:
+                show(picture)
+                if options.once or is_quit_in(PERIOD_S):
+                    break
+        finally:
+            close()
+    return 0
 
 
-def take(session: Session) -> Picture:
-    """Ask for all of it; a manager that is away is waited for."""
+@contextmanager
+def _keys(options: argparse.Namespace) -> Iterator[Callable[[float], bool]]:
+    """Waits for so many seconds, or until q is typed, and says whether it was.
+
+    The terminal gives each key at once and does not show it, until the end of the block.
+    """
+    if options.once or options.json or not (sys.stdin.isatty() and sys.stdout.isatty()):
+        yield _sleep
+        return
+    import termios  # not what a pipe needs
+    import tty
+
+    before = termios.tcgetattr(0)
+    tty.setcbreak(0)
+    try:
+        yield _is_quit_in
+    finally:
+        termios.tcsetattr(0, termios.TCSADRAIN, before)
+
+
+def _sleep(wait_s: float) -> bool:
+    time.sleep(wait_s)
+    return False
+
+
+def _is_quit_in(wait_s: float) -> bool:
+    give_up_at = time.monotonic() + wait_s
+    while select.select([0], [], [], max(0.0, give_up_at - time.monotonic()))[0]:
+        if os.read(0, 64).lower() in (b"", b"q"):  # "": the terminal is gone
+            return True
+    return False
+
+
+def take(session: Session, is_quit_in: Callable[[float], bool]) -> Picture | None:
+    """Ask for all of it; a manager that is away is waited for, None: no more."""
+    missed = False
     while True:
         try:
             activity = reports.activity(session)
@@ -65,15 +104,22 @@ def take(session: Session) -> Picture:
                 samples=activity.samples,
                 events=reports.events(session, -EVENTS_SHOWN),
             )
-        except PeerLostError:
-            print("rfaas: lost the resource manager, looking for it", file=sys.stderr)
-        except UnavailableError:  # not there yet
-            time.sleep(PERIOD_S)
+        except (PeerLostError, UnavailableError):
+            if not missed:
+                print("rfaas: lost the resource manager, looking for it", file=sys.stderr)
+            missed = True
+            if is_quit_in(PERIOD_S):
+                return None
 
 
-def _shower(options: argparse.Namespace) -> Callable[[Picture], None]:
+def _shower(options: argparse.Namespace) -> tuple[Callable[[Picture], None], Callable[[], None]]:
+    """What shows a picture, and what gives the terminal back."""
+
+    def nothing() -> None:
+        pass
+
     if options.json:
-        return lambda picture: print(json.encode(picture).decode(), flush=True)
+        return lambda picture: print(json.encode(picture).decode(), flush=True), nothing
     terminal = sys.stdout.isatty()
     if terminal and not options.plain:
         try:
@@ -81,8 +127,8 @@ def _shower(options: argparse.Namespace) -> Callable[[Picture], None]:
         except ImportError:
             pass  # the same without colours
         else:
-            return top_rich.show
-    return lambda picture: _print(picture, terminal and not options.once)
+            return top_rich.show, top_rich.close
+    return lambda picture: _print(picture, terminal and not options.once), nothing
 
 
 def _print(picture: Picture, over: bool) -> None:

@@ -28,6 +28,12 @@ def show(picture: top.Picture) -> None:
     _live[0].update(draw(picture, _live[0].console.width), refresh=True)
 
 
+def close() -> None:
+    """Give the terminal back, its cursor shown.  Can be called twice."""
+    if _live:
+        _live.pop().stop()
+
+
 def draw(picture: top.Picture, columns: int) -> RenderableType:
     """The picture as rich has it."""
     nodes = Table.grid(padding=(0, 2))

@@ -128,12 +128,16 @@ class Session:
             raise
 
     def _link_at(self, address: str) -> Link:
-        hello = self._hello
-        if self.config.control.auth != "none":
+        hello, key, control = self._hello, b"", self.config.control
+        if control.auth == "munge":
             from rfaas.control import munge
 
-            hello = replace(hello, credential=munge.credential(self.config.control))
-        return links.connect(address, hello, self.config.rdma.device)
+            hello = replace(hello, credential=munge.credential(control))
+        elif control.auth == "key":
+            from rfaas.control import cluster_key
+
+            key = cluster_key.read(control)
+        return links.connect(address, hello, self.config.rdma.device, key)
 
     def lease(  # noqa: PLR0913 - as many things can be asked for
         self,

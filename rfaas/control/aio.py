@@ -30,6 +30,7 @@ from rfaas.errors import (
 )
 from rfaas.proto.codec import Framer, decode, encode
 from rfaas.proto.messages import (
+    FRAME_BYTES_MAX,
     PROTOCOL_VERSION,
     Error,
     Hello,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     import socket
 
     from rfaas.control.carrier import Acceptor, Carrier
+    from rfaas.proto.guard import Guard
 
 OUTGOING_BYTES_MAX = 4 * 1024 * 1024
 HELLO_TIMEOUT_S = 5.0
@@ -75,6 +77,8 @@ class AsyncLink:
         self._next_id = 0
         self.user = ""  # who is at the other end, where links are authenticated
         self.nonce = b""  # what proofs on this link are made over, `proto.proof`
+        self.asked = 0  # the request that Welcome is the answer to
+        self._guard: Guard | None = None
 
     @property
     def carrier(self) -> Carrier:
@@ -96,6 +100,11 @@ class AsyncLink:
         """Whether all that was sent has left us."""
         return self._drained.is_set()
 
+    def lose_after(self, silence_s: float) -> None:
+        """End with a peer whose machine is silent for so long: it was cut off, or lost power."""
+        with contextlib.suppress(OSError):  # it has ended already
+            self._carrier.lose_after(silence_s)
+
     async def receive(self) -> Message | None:
         """The next message, or None at the end of the stream.  One task at a time.
 
@@ -116,8 +125,20 @@ class AsyncLink:
             self._fds += fds
             if not data:
                 return None
-            self._inbox.extend(decode(body) for body in self._framer.feed(data))
+            open_ = decode if self._guard is None else self._guard.decode
+            self._inbox.extend(open_(body) for body in self._framer.feed(data))
         return self._inbox.popleft()
+
+    def protect(self, guard: Guard) -> None:
+        """Guard all that is sent and comes from here on.
+
+        Raises:
+            ProtocolError: the peer has sent more than it was asked for.
+        """
+        if self._inbox or self._framer.pending:
+            raise ProtocolError(f"{self.peer} sent more than it was asked for")
+        self._guard = guard
+        self._framer.frame_bytes_max = FRAME_BYTES_MAX + guard.tag_bytes
 
     async def request(self, message: Message, fds: Sequence[int] = ()) -> Message:
         """Send a request and return the next message that answers it.
@@ -153,14 +174,20 @@ class AsyncLink:
         """
         if self._closed:
             raise PeerLostError(f"lost {self.peer}: the link is closed")
-        data = encode(message)
         carriers.check(self._carrier, fds, self.peer)
+        copies = _duplicates(fds)
+        try:
+            data = encode(message) if self._guard is None else self._guard.encode(message)
+        except ProtocolError:
+            _close(copies)
+            raise
         if self._outgoing_bytes + len(data) > OUTGOING_BYTES_MAX:
+            _close(copies)
             self._abort()
             raise PeerLostError(
                 f"gave up {self.peer}: it left more than {OUTGOING_BYTES_MAX} bytes unread"
             )
-        self._outgoing.append((data, _duplicates(fds)))
+        self._outgoing.append((data, copies))
         self._outgoing_bytes += len(data)
         if self._drained.is_set():
             self._flush()
@@ -196,8 +223,7 @@ class AsyncLink:
             except OSError:
                 self._abort()
                 return
-            for fd in fds:
-                os.close(fd)
+            _close(fds)
             self._outgoing_bytes -= sent
             if sent < len(data):
                 self._outgoing[0] = (data[sent:], ())
@@ -224,11 +250,9 @@ class AsyncLink:
         self._carrier.on_readable(None)
         self._carrier.on_writable(None)
         self._carrier.close()
-        for fd in self.take_fds():
-            os.close(fd)
+        _close(self.take_fds())
         for _, fds in self._outgoing:
-            for fd in fds:
-                os.close(fd)
+            _close(fds)
         self._outgoing.clear()
         self._drained.set()
         if self._waiter is not None:
@@ -240,10 +264,14 @@ def _duplicates(fds: Sequence[int]) -> tuple[int, ...]:
     try:
         made.extend(os.dup(fd) for fd in fds)  # one by one: those before a failure are in
     except OSError as error:
-        for fd in made:
-            os.close(fd)
+        _close(made)
         raise SystemCallError(f"cannot send a descriptor: {error.strerror}") from None
     return tuple(made)
+
+
+def _close(fds: Sequence[int]) -> None:
+    for fd in fds:
+        os.close(fd)
 
 
 def _wake(waiter: asyncio.Future[None]) -> None:
@@ -251,17 +279,30 @@ def _wake(waiter: asyncio.Future[None]) -> None:
         waiter.set_result(None)
 
 
-async def connect(address: str, hello: Hello, device: str = "") -> AsyncLink:
+async def connect(address: str, hello: Hello, device: str = "", key: bytes = b"") -> AsyncLink:
     """A link to whoever listens at `address`; over RDMA from `device`, "": the route's.
+
+    Args:
+        key: the cluster's; b"": links are not authenticated by one.
 
     Raises:
         UnavailableError: nobody does.
         ProtocolError: it speaks another version.
+        NotPermittedError: it does not have the key.
     """
     link = AsyncLink(await ends.connect_soon(address, device), f"the peer at {address}")
     try:
         ours = f"{hello.role} {hello.name}"
-        welcome = await link.request(hello)
+        if key:
+            from rfaas.control.cluster_key import Introduction
+
+            introduction = Introduction(key, hello, link.carrier)
+            challenge = await link.request(introduction.hello)
+            answer, guard = introduction.answer(challenge, link.peer)
+            link.protect(guard)
+            welcome = await link.request(answer)
+        else:
+            welcome = await link.request(hello)
         link.peer = welcomed(welcome, link.peer, ours)
         if isinstance(welcome, Welcome):
             link.nonce = welcome.nonce
@@ -272,7 +313,8 @@ async def connect(address: str, hello: Hello, device: str = "") -> AsyncLink:
 
 
 Serve = Callable[[AsyncLink, Hello], Awaitable[None]]
-Admit = Callable[[Hello], Awaitable[str]]  # the name of the user; raises who may not connect
+# The name of the user, "" for what it calls itself; raises who may not connect.
+Admit = Callable[[Hello, AsyncLink, Welcome], Awaitable[str]]
 
 
 class Listener:
@@ -366,10 +408,12 @@ class Listener:
             await refuse(link, hello.id, ProtocolError(text, hint=hint))
             return None
         link.peer = f"{hello.role} {hello.name}"
+        link.asked = hello.id
         if self._admit is not None:
-            link.user = await asyncio.wait_for(self._admit(hello), HELLO_TIMEOUT_S)
+            admitted = self._admit(hello, link, self._welcome)
+            link.user = await asyncio.wait_for(admitted, HELLO_TIMEOUT_S)
         link.nonce = secrets.token_bytes(NONCE_BYTES)
-        link.send(msgspec.structs.replace(self._welcome, id=hello.id, nonce=link.nonce))
+        link.send(msgspec.structs.replace(self._welcome, id=link.asked, nonce=link.nonce))
         return hello
 
 
@@ -414,4 +458,5 @@ async def listen(
     Raises:
         AddressInUseError, SystemCallError, UnavailableError: the address cannot be had.
     """
-    return Listener(welcome, serve, ends.listen(address, device), admit)
+    acceptor = ends.listen(address, device, is_trusted=admit is not None)
+    return Listener(welcome, serve, acceptor, admit)

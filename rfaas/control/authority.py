@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import random
 import secrets
 from collections import deque
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from msgspec.structs import replace
 from rfaas.addresses import announced
 from rfaas.clock import Clock
 from rfaas.config import ControlConfig
-from rfaas.control import munge
+from rfaas.control import cluster_key, munge
 from rfaas.control.aio import AsyncLink, connect, no_silent_end
 from rfaas.core.lease import Ask, Lease
 from rfaas.core.ledger import Ledger
@@ -57,18 +58,27 @@ from rfaas.proto.messages import (
 )
 from rfaas.proto.proof import proves, secret_of
 
+CLIENT_BEATS_MAX = 3  # that a client's machine may be silent, and a manager's
+BEAT_S = 1.0  # of a node without a manager
 USAGE_PER_BEAT_MAX = 256  # as messages.Beat
 USAGE_S = 0.4  # the longest that usage waits to be told, so that bills are a second old at most
 LEASE_DURATION_MAX_S = 86400.0
 TURN_S = 0.1  # between two looks at who waits for cores of an executor that grants by itself
 LOOPBACK = ("", "127.0.0.1", "::1")  # of no use to clients elsewhere
+PAUSE_MIN_S, PAUSE_MAX_S = 0.1, 2.0  # before the manager is asked again; doubles
 UNSENT_MAX = 4096  # ends of leases; past that the manager learns of them by expiry
 
 log = logging.getLogger("rfaas.executor")
 
 
 class Authority(Protocol):
-    """See the module's docstring."""
+    """See the module's docstring.
+
+    Attributes:
+        silence_s: of a client's machine, after which what it has here ends.
+    """
+
+    silence_s: float
 
     def claims(self, request: OpenLease, nonce: bytes) -> Claims:
         """What a token grants on this node, to whoever proves on the link with that nonce
@@ -93,6 +103,8 @@ class Authority(Protocol):
 
 class OwnAuthority:
     """The executor grants its own cores: direct allocation, no resource manager."""
+
+    silence_s = CLIENT_BEATS_MAX * BEAT_S
 
     def __init__(self, node: JoinNode, clock: Clock) -> None:
         self._node = node
@@ -221,6 +233,7 @@ class ManagerAuthority:
         self._usage = usage
         self._told = told
         self.crashes: dict[str, int] = {}
+        self.silence_s = CLIENT_BEATS_MAX * BEAT_S  # until the manager has said its own
         self._keys: tuple[bytes, ...] = ()  # of this join and the one before
         self._link: AsyncLink | None = None
         self._unsent: deque[LeaseEnded] = deque(maxlen=UNSENT_MAX)  # while the manager is away
@@ -268,7 +281,7 @@ class ManagerAuthority:
             await self._join_again()
 
     async def _join_again(self) -> None:
-        pause_s, warned = 0.1, False
+        pause_s, said = PAUSE_MIN_S, ""
         while True:
             try:
                 hello = Hello(
@@ -277,20 +290,21 @@ class ManagerAuthority:
                     name=self._node.node,
                     credential=munge.credential(self._control),
                 )
-                link = await connect(self._address, hello, self._device)
+                shared = cluster_key.read(self._control)
+                link = await connect(self._address, hello, self._device, shared)
                 try:
                     await self._serve(link)
                 finally:
                     self._link = None
                     await link.close()
                 log.warning("lost the resource manager at %s; leases go on", self._address)
-                pause_s, warned = 0.1, True
+                pause_s, said = PAUSE_MIN_S, ""
             except (RfaasError, OSError) as error:
-                if not warned:
-                    log.warning("%s; trying again until somebody does", error)
-                    warned = True
-            await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, 2.0)
+                if str(error) != said:  # each reason once, not at each try
+                    said = str(error)
+                    log.warning("%s; trying again", said)
+            await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))  # a thousand nodes not at once
+            pause_s = min(2 * pause_s, PAUSE_MAX_S)
 
     async def _serve(self, link: AsyncLink) -> None:
         live = tuple(self._usage())[:LEASES_PER_JOIN_MAX]
@@ -301,6 +315,8 @@ class ManagerAuthority:
         reply = await link.request(replace(self._node, address=address, leases=live))
         if not isinstance(reply, NodeJoined):
             raise ProtocolError(f"the manager answered {type(reply).__name__} to JoinNode")
+        self.silence_s = CLIENT_BEATS_MAX * reply.heartbeat_s
+        link.lose_after(self.silence_s)
         first = not self._keys
         self._keys = (reply.key, *self._keys[:1])
         self._link = link

@@ -34,6 +34,11 @@ class Carrier(Protocol):
     def local_host(self) -> str:
         """The address of our end; "" where it has none."""
 
+    def reached(self, *, is_ours: bool) -> str:
+        """The end of who listens, HOST PORT in numbers, as we who listen (`is_ours`), or who
+        connected, know it; "" where no network is between.
+        """
+
     def fileno(self) -> int:
         """A descriptor that is readable when something came; -1 once closed."""
 
@@ -73,6 +78,12 @@ class Carrier(Protocol):
     def settling(self) -> asyncio.Future[None] | None:
         """In the running loop: done when it has arrived; None: nothing is on its way."""
 
+    def lose_after(self, silence_s: float) -> None:
+        """From here on the link ends when the peer's machine is silent for so long.
+
+        What is counted are the answers of its kernel or NIC, not what its program says.
+        """
+
     def close(self) -> None:
         """End the connection.  Can be called twice."""
 
@@ -104,6 +115,12 @@ class SocketCarrier:
     @property
     def local_host(self) -> str:
         return "" if self.passes_fds else self._sock.getsockname()[0]
+
+    def reached(self, *, is_ours: bool) -> str:
+        if self.passes_fds:
+            return ""
+        there = self._sock.getsockname() if is_ours else self._sock.getpeername()
+        return numbers(there[0], there[1])
 
     def fileno(self) -> int:
         return self._sock.fileno()
@@ -142,6 +159,10 @@ class SocketCarrier:
     def settling(self) -> None:
         return None
 
+    def lose_after(self, silence_s: float) -> None:
+        if not self.passes_fds and self._sock.fileno() >= 0:
+            sockets.lose_after(self._sock, silence_s)
+
     def close(self) -> None:
         self._sock.close()
 
@@ -176,6 +197,15 @@ class SocketAcceptor:
         self._sock.close()
         if path and os.path.exists(path):
             os.unlink(path)
+
+
+def numbers(host: str, port: int) -> str:
+    """An end of a network connection, the same text for the same address on both sides."""
+    import ipaddress  # where links are authenticated alone
+
+    address = ipaddress.ip_address(host.partition("%")[0])  # a zone is its machine's own name
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return f"{mapped or address} {port}"
 
 
 def of(end: socket.socket | Carrier) -> Carrier:

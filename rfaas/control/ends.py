@@ -69,8 +69,11 @@ async def _connect_tcp(address: addresses.Address) -> Carrier:
     raise fault
 
 
-def listen(text: str, device: str = "") -> Acceptor:
+def listen(text: str, device: str = "", *, is_trusted: bool = False) -> Acceptor:
     """Listen at an address; over RDMA, `*` is the address of `device`, "": of the first usable.
+
+    Args:
+        is_trusted: who connects is asked who it is, or the network is the site's own affair.
 
     Raises:
         AddressInUseError, SystemCallError, UnavailableError, ConfigError: it cannot be had.
@@ -89,11 +92,12 @@ def listen(text: str, device: str = "") -> Acceptor:
         host, port = sock.getsockname()[:2]
         there = address.at(ANY if address.host == ANY else host, port)
         found = SocketAcceptor(sock, str(there))
-    if not host.startswith("127.") and host != "::1":
+    if not is_trusted and not host.startswith("127.") and host != "::1":
         import logging
 
         logging.getLogger("rfaas.control").warning(
-            "whoever reaches %s may ask: links are not authenticated; for trusted networks only",
+            "whoever reaches %s may ask: links are not authenticated; for trusted networks only\n"
+            'hint: control.auth = "key" shuts others out (docs/rdma.md), or "munge"',
             found.address,
         )
     return found

@@ -22,6 +22,7 @@ from rfaas.control import ends
 from rfaas.errors import PeerLostError, ProtocolError, UnavailableError, from_wire
 from rfaas.proto.codec import Framer, decode, encode
 from rfaas.proto.messages import (
+    FRAME_BYTES_MAX,
     PROTOCOL_VERSION,
     Error,
     Hello,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     import socket
 
     from rfaas.control.carrier import Carrier
+    from rfaas.proto.guard import Guard
 
 NOTICES_MAX = 4096
 SLICE_S = 0.5  # a signal that comes just before a wait is seen after it, so waits are short
@@ -57,6 +59,7 @@ class Link:
         self._rest = memoryview(b"")  # of a frame that was posted to a full connection
         self._ids = count(1)
         self.nonce = b""  # what proofs on this link are made over, `proto.proof`
+        self._guard: Guard | None = None
         self._lost = False
 
     @property
@@ -110,10 +113,9 @@ class Link:
 
     def send(self, message: Message, fds: tuple[int, ...] = ()) -> None:
         """Send a message as it is; blocks while the peer does not read."""
-        data = encode(message)
         carriers.check(self._carrier, fds, self.peer)
         with self._lock, self._sending:
-            self._send_all(data, fds)
+            self._send_all(self._encode(message), fds)
 
     def post(self, message: Message) -> bool:
         """Send a request whose reply nobody needs, also while another thread waits for one.
@@ -124,22 +126,31 @@ class Link:
         Raises:
             PeerLostError: the link is gone.
         """
-        data = encode(msgspec.structs.replace(message, id=next(self._ids)))
+        message = msgspec.structs.replace(message, id=next(self._ids))
         if not self._sending.acquire(timeout=SLICE_S):
             return False
         try:
             self._push()
-            if self._rest or not (sent := self._carrier.send(data)):
+            if self._rest or not self._post(self._encode(message)):
                 return False
-            self._rest = memoryview(data)[sent:]
-        except BlockingIOError:
-            return False
         except OSError as error:
             raise self._gone(error.strerror) from None
         finally:
             self._sending.release()
         self.poll()  # replies of earlier posts must not fill the socket
         return True
+
+    def protect(self, guard: Guard) -> None:
+        """Guard all that is sent and comes from here on.
+
+        Raises:
+            ProtocolError: the peer has sent more than it was asked for.
+        """
+        with self._lock:
+            if self._inbox or self._framer.pending:
+                raise ProtocolError(f"{self.peer} sent more than its answer")
+            self._guard = guard
+            self._framer.frame_bytes_max = FRAME_BYTES_MAX + guard.tag_bytes
 
     def receive(self, deadline_s: float | None = None) -> Message | None:
         """The next message of any kind; None when `deadline_s` (monotonic) passes first.
@@ -239,7 +250,24 @@ class Link:
         self._fds += fds
         if not data:
             raise self._gone("it closed the connection")
-        self._inbox.extend(decode(body) for body in self._framer.feed(data))
+        open_ = decode if self._guard is None else self._guard.decode
+        self._inbox.extend(open_(body) for body in self._framer.feed(data))
+        return True
+
+    def _encode(self, message: Message) -> bytes:
+        """The frame of what is sent next; `_sending` is held."""
+        return encode(message) if self._guard is None else self._guard.encode(message)
+
+    def _post(self, data: bytes) -> bool:
+        """Send a frame, or its beginning, without waiting; False: there was no room."""
+        sent = 0
+        with suppress(BlockingIOError):
+            sent = self._carrier.send(data)
+        if not sent:
+            if self._guard is not None:
+                self._guard.unsent()
+            return False
+        self._rest = memoryview(data)[sent:]
         return True
 
     def _keep(self, notice: Message) -> None:
@@ -256,12 +284,24 @@ class Link:
         return PeerLostError(f"lost {self.peer}: {why or 'the system does not say why'}")
 
 
-def greet(end: socket.socket | Carrier, peer: str, hello: Hello) -> Link:
-    """Say hello on a new connection; the link, once the peer has answered in our version."""
+def greet(end: socket.socket | Carrier, peer: str, hello: Hello, key: bytes = b"") -> Link:
+    """Say hello on a new connection; the link, once the peer has answered in our version.
+
+    With a `key`, the cluster's, both sides have proved then that they have it.
+    """
     link = Link(end, peer)
     try:
         ours = f"{hello.role} {hello.name}"
-        welcome = link.request(hello)
+        if key:
+            from rfaas.control.cluster_key import Introduction
+
+            introduction = Introduction(key, hello, link.carrier)
+            challenge = link.request(introduction.hello)
+            answer, guard = introduction.answer(challenge, peer)
+            link.protect(guard)
+            welcome = link.request(answer)
+        else:
+            welcome = link.request(hello)
         link.peer = welcomed(welcome, peer, ours)
         if isinstance(welcome, Welcome):
             link.nonce = welcome.nonce
@@ -284,6 +324,6 @@ def welcomed(reply: Message, peer: str, ours: str) -> str:
     return f"{reply.role} {reply.name}"
 
 
-def connect(address: str, hello: Hello, device: str = "") -> Link:
+def connect(address: str, hello: Hello, device: str = "", key: bytes = b"") -> Link:
     """A link to whoever listens at `address`; over RDMA from `device`, "": the route's."""
-    return greet(ends.connect(address, device), f"the peer at {address}", hello)
+    return greet(ends.connect(address, device), f"the peer at {address}", hello, key)

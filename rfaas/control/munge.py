@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from rfaas.config import ControlConfig
 from rfaas.errors import NotPermittedError, UnavailableError
-from rfaas.proto.messages import Hello
+from rfaas.proto.messages import Hello, Welcome
 
 if TYPE_CHECKING:
-    from rfaas.control.aio import Admit
+    from rfaas.control.aio import Admit, AsyncLink
 
 _LIBRARY = "libmunge.so.2"
 _SOCKET = 8  # MUNGE_OPT_SOCKET, munge.h
@@ -56,7 +56,7 @@ def admit(config: ControlConfig) -> Admit | None:
     if config.auth != "munge":
         return None
 
-    async def user(hello: Hello) -> str:
+    async def user(hello: Hello, _link: AsyncLink, _welcome: Welcome) -> str:
         uid = await asyncio.get_running_loop().run_in_executor(None, _uid, config, hello)
         if hello.role == "executor" and uid not in (0, os.geteuid()):
             raise NotPermittedError(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rfaas.addresses import Address
 from rfaas.control import rdma_errors, sockets
-from rfaas.control.carrier import running_loop
+from rfaas.control.carrier import numbers, running_loop
 from rfaas.control.rdma_errors import load
 from rfaas.errors import ProtocolError, RfaasError, UnavailableError
 from rfaas.proto.messages import LIBRARY_LENT_BYTES_MAX
@@ -31,13 +31,14 @@ STEP_TIMEOUT_MS = 5000  # for the address, and for the route
 
 
 class RdmaCarrier:
-    """A stream over RDMA, which it owns; `carrier.Carrier`."""
+    """A stream over RDMA to, or from, a listener at `host`, "" our end's; owns it.  `Carrier`."""
 
     passes_fds = False
     lends = True
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: Stream, host: str, port: int) -> None:
         self._stream = stream
+        self._listener = (host, port)
         self._readable: Callback | None = None
         self._writable: Callback | None = None
         self._calmed: asyncio.Future[None] | None = None
@@ -49,6 +50,10 @@ class RdmaCarrier:
     @property
     def local_host(self) -> str:
         return self._stream.local_host
+
+    def reached(self, *, is_ours: bool) -> str:
+        host, port = self._listener
+        return numbers(host or self._stream.local_host, port)
 
     @property
     def credits(self) -> tuple[int, int]:
@@ -116,6 +121,9 @@ class RdmaCarrier:
             self._settled = running_loop().create_future()
             self._watch()
         return self._settled
+
+    def lose_after(self, silence_s: float) -> None:
+        """How long a NIC asks before it gives up is the connection's; it is asked by `probe`."""
 
     def probe(self) -> None:
         """Have the NIC find out whether the peer is there; if it is not, the link ends."""
@@ -239,7 +247,7 @@ def connect(address: Address, device: str) -> RdmaCarrier:
         try:
             while stream.state == "opening" and wait(stream):
                 stream.step()
-            return opened(stream, address)
+            return opened(stream, address, host)
         except UnavailableError as error:
             stream.close()
             fault = error
@@ -261,9 +269,9 @@ def begin(address: Address, device: str, host: str) -> Stream:
     return stream
 
 
-def opened(stream: Stream, address: Address) -> RdmaCarrier:
+def opened(stream: Stream, address: Address, host: str) -> RdmaCarrier:
     if stream.state == "open":
-        return RdmaCarrier(stream)
+        return RdmaCarrier(stream, host, address.port)
     fault = stream.fault
     if fault is None:
         raise sockets.nobody(address, TimeoutError())

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rfaas.native._rdma_stream import Listener, Stream
 
 BACKLOG = 128
-PROBE_S = 10.0  # between two looks at whether those who say nothing are there
+PROBE_S = 1.0  # between two looks at whether those who say nothing are there
 
 log = logging.getLogger("rfaas.control")
 
@@ -42,7 +42,7 @@ class RdmaAcceptor:
                 log.warning("cannot accept a connection: %s", rdma_errors.of_fault(found.fault))
                 found.close()
             else:
-                carrier = RdmaCarrier(found)
+                carrier = RdmaCarrier(found, "", self._listener.port)
                 self._carriers.add(carrier)
                 return carrier
         return None
@@ -87,7 +87,7 @@ async def connect_soon(address: Address, device: str) -> RdmaCarrier:
                 await asyncio.wait_for(_opening(stream), CONNECT_TIMEOUT_S)
             except asyncio.TimeoutError:
                 pass  # _opened says so
-            return opened(stream, address)
+            return opened(stream, address, host)
         except UnavailableError as error:
             stream.close()
             fault = error

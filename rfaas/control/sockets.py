@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import errno
+import math
 import os
 import socket
 from typing import Any
@@ -22,11 +23,8 @@ RECEIVE_BYTES = 64 * 1024
 BACKLOG = 1024
 CONNECT_TIMEOUT_S = 10.0
 
-# A machine that vanished says nothing: its links end within half a minute.  tcp(7)
-KEEP_IDLE_S = 15
-KEEP_INTERVAL_S = 5
-KEEP_PROBES = 3
-USER_TIMEOUT_MS = 30_000
+KEEP_MAX_S = 32767  # that the kernel takes, tcp(7)
+SILENCE_S = 10.0  # of a peer's machine, after which a link to it ends; see `lose_after`
 
 
 def connect(text: str) -> socket.socket:
@@ -104,11 +102,24 @@ def nobody(address: Address, error: OSError) -> UnavailableError:
 def tune(sock: socket.socket) -> None:
     """A TCP socket as links want it: small frames at once, and a peer that vanished found out."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    lose_after(sock, SILENCE_S)
+
+
+def lose_after(sock: socket.socket, silence_s: float) -> None:
+    """End a TCP connection when the peer's machine has been silent for so long.
+
+    A machine that vanished (no power, no cable) sends no end.  The kernels find it out, by
+    probes and answers of their own, so that a peer that computes, sleeps in a debugger or
+    holds its interpreter's lock is not taken for one that is gone.  Their clocks go by whole
+    seconds: less than two cannot be had.  tcp(7)
+    """
+    whole_s = max(2, math.ceil(silence_s))
+    every_s = max(1, whole_s // 3)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEP_IDLE_S)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEP_INTERVAL_S)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEP_PROBES)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, min(every_s, KEEP_MAX_S))
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, min(every_s, KEEP_MAX_S))
+    # Where there is a user timeout, it counts, and not the number of probes.
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, min(1000 * whole_s, 2**31 - 1))
 
 
 def listen(text: str) -> socket.socket:

@@ -213,7 +213,8 @@ class Ledger(Book):
 
     def _try(self, ask: Ask, now_s: float) -> Lease | None:
         """Grant what was checked, if there is room."""
-        if ask.placement != "spread" or ask.cores == ALL or self._new_id is None:
+        whole = ALL in (ask.cores, ask.memory_bytes)
+        if ask.placement != "spread" or whole or self._new_id is None:
             node = self._index.best(ask.cores, ask.memory_bytes, ask.isolation)
             if node is not None:
                 cores, memory_bytes = ask.cores or node.cores, ask.memory_bytes or node.memory_bytes

@@ -32,6 +32,7 @@ from rfaas.launch.apart import WorkerApart
 from rfaas.launch.keep import Keep, Owner
 from rfaas.launch.levels import DEFAULT, Levels
 from rfaas.launch.libraries import Libraries
+from rfaas.launch.meter import Meter
 from rfaas.launch.node import PRIVATE, partners_of
 from rfaas.launch.output import Output, Outputs
 from rfaas.launch.warm import Warm
@@ -239,9 +240,14 @@ class Pool:
     ) -> WorkerProcess:
         size = (len(lease.cpus), request.slots, request.slot_bytes)
         trusted = self._config.endpoint == "auto" and level(lease.claims.isolation).trusted
+        process: WorkerProcess
         if transport == "verbs" and not trusted:
-            return WorkerApart(number, *size, self._partners)
-        return WorkerProcess(number, *size)
+            process = WorkerApart(number, *size, self._partners)
+        else:
+            process = WorkerProcess(number, *size)
+        if not level(lease.claims.isolation).trusted:
+            process.meter = Meter(process, by_page=transport == "shm")
+        return process
 
     def process(self, lease: str) -> WorkerProcess | None:
         """The process that serves a live lease."""
@@ -394,6 +400,7 @@ class Pool:
                 case Kill():
                     process = self._processes.get(action.worker)
                     if process is not None and process.pid:
+                        process.look()
                         self._zygote.kill(process.pid)
                     elif process is not None:
                         process.doomed = True

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from msgspec.structs import replace
 
 from rfaas.control.aio import AsyncLink, no_silent_end
-from rfaas.core.accounting import usage_of
+from rfaas.core.accounting import Counts, counts_of, summed, usage_of
 from rfaas.errors import (
     InternalError,
     LibraryError,
@@ -29,6 +29,7 @@ from rfaas.errors import (
     from_wire,
 )
 from rfaas.launch.accounts import Account
+from rfaas.launch.meter import Meter
 from rfaas.launch.output import Output
 from rfaas.native._worker import end_ring
 from rfaas.proto import wire
@@ -49,7 +50,7 @@ from rfaas.proto.worker_messages import (
     WorkerLimited,
     WorkerSpawned,
 )
-from rfaas.sandbox import cgroups
+from rfaas.sandbox import KEPT, cgroups
 from rfaas.transport import ring
 
 CLOSE_TIMEOUT_S = 2.0  # for the zygote to end its workers; it needs a few milliseconds
@@ -75,6 +76,7 @@ class Zygote:
         self._spawning: dict[int, asyncio.Future[tuple[int, asyncio.Future[WorkerDied]]]] = {}
         self._asking: dict[int, asyncio.Future[WorkerLimited | ProcessStopped]] = {}
         self._deaths: dict[int, asyncio.Future[WorkerDied]] = {}
+        self.cpu_files: dict[int, str] = {}  # of each worker: what counts its processor time
         self._levels: asyncio.Future[dict[str, tuple[Lack, ...]]]
         self._levels = asyncio.get_running_loop().create_future()
         self._next_id = 0
@@ -171,6 +173,7 @@ class Zygote:
                 case WorkerSpawned():
                     death = asyncio.get_running_loop().create_future()
                     self._deaths[message.pid] = death
+                    self.cpu_files[message.pid] = message.cpu_file
                     answer = self._spawning.pop(message.id)
                     if not answer.done():  # who asked may have gone
                         answer.set_result((message.pid, death))
@@ -187,6 +190,7 @@ class Zygote:
                     if not answer.done():
                         answer.set_exception(from_wire(message.code, message.text, message.hint))
                 case WorkerDied():
+                    del self.cpu_files[message.pid]
                     _tell(self._deaths.pop(message.pid), message)
 
 
@@ -235,6 +239,7 @@ class WorkerProcess:
         self.steps_ns: dict[str, int] = {}
         self.rings_fd = -1
         self.account: Account | None = None  # what it tells over RDMA, lent by the pool
+        self.meter: Meter | None = None  # where its function may be a stranger's
         self._account_fd = -1
         self._link: AsyncLink | None = None
         self._death: asyncio.Future[WorkerDied] | None = None
@@ -278,7 +283,13 @@ class WorkerProcess:
         else:
             output_fd = self.output.fd if self.output else 2
             self.pid, self._death, self._link = await zygote.spawn(order, output_fd)
-        self._told = lambda death: died(None if death.exception() else death.result())
+        is_kept = order.isolation in KEPT
+        if self.meter is not None:
+            cpu_file = zygote.cpu_files.get(self.pid, "")
+            # A keeper and its engine are ours: without a group, it says what is not.
+            pid = 0 if is_kept else self.pid
+            self.meter.follow(pid, cpu_file, waited=self.spare is not None)
+        self._told = lambda death: self._ended(death, died)
         self._death.add_done_callback(self._told)
         if self.doomed:
             zygote.kill(self.pid)
@@ -292,11 +303,9 @@ class WorkerProcess:
                 case Error():
                     raise from_wire(message.code, message.text, message.hint)
                 case LibraryLoaded():
-                    self.functions += message.functions
-                    if len(self.functions) > wire.FUNCTIONS_MAX:  # a constructor can say anything
-                        raise LibraryError("the worker tells of more functions than there can be")
-                    self.steps_ns = message.steps_ns
-                    self.endpoint = message.endpoint
+                    self._take(message)
+                    if self.meter is not None and is_kept:
+                        self.meter.follow(message.inside)
                     if not message.more:
                         self._listening = asyncio.create_task(self._listen(self._link))
                         return
@@ -304,6 +313,26 @@ class WorkerProcess:
                     raise LibraryError(f"the worker sent {type(message).__name__} while loading")
         death = await asyncio.shield(self._death)
         raise WorkerCrashedError(f"the worker died while it loaded the library: {exit_text(death)}")
+
+    def _ended(
+        self, death: asyncio.Future[WorkerDied], died: Callable[[WorkerDied | None], None]
+    ) -> None:
+        result = None if death.exception() else death.result()
+        if self.meter is not None:
+            self.meter.end(result.cpu_ns if result else 0)
+        died(result)
+
+    def _take(self, message: LibraryLoaded) -> None:
+        self.functions += message.functions
+        if len(self.functions) > wire.FUNCTIONS_MAX:  # a constructor can say anything
+            raise LibraryError("the worker tells of more functions than there can be")
+        self.steps_ns = message.steps_ns
+        self.endpoint = message.endpoint
+
+    def look(self) -> None:
+        """It is about to be killed: what lives of it now is counted for the last time."""
+        if self.meter is not None:
+            self.meter.look()
 
     async def leave(self, zygote: Zygote) -> tuple[Spare, ProcessStopped]:
         """Have a worker whose lease is over outlive it; what is left here is memory to close.
@@ -352,11 +381,15 @@ class WorkerProcess:
     def usage(self, allocated_ns: int, carried: Usage) -> Usage:
         """What its lease has used so far, on top of what earlier workers had."""
         if self._account_fd < 0:
-            return usage_of(b"", 0, allocated_ns, carried)
+            return usage_of(Counts(), allocated_ns, carried)
         # What was told while it lives; what stands on its page, to the last call, once it is dead.
         told = self.account.read() if self.account is not None and not self._is_dead else None
         page = told or os.pread(self._account_fd, self.lanes * wire.ACCOUNT_LANE_BYTES, 0)
-        return usage_of(page, self.lanes, allocated_ns, carried, time.monotonic_ns())
+        if self.meter is not None:
+            counts, busy_ns = self.meter.counts(page, last=self._is_dead)
+            return usage_of(counts, allocated_ns, carried, busy_ns)
+        lanes = counts_of(page, self.lanes, time.monotonic_ns())
+        return usage_of(summed(lanes), allocated_ns, carried)
 
     @property
     def _is_dead(self) -> bool:
@@ -385,6 +418,8 @@ class WorkerProcess:
         if self.account is not None:
             self.account.close()
             self.account = None
+        if self.meter is not None:
+            self.meter.close()
         if self._link is not None:
             await self._link.close()
         for fd in (self.rings_fd, self._account_fd):

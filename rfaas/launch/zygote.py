@@ -109,7 +109,7 @@ def serve(link: Link, worker_main: WorkerMain, node: SandboxConfig) -> None:
         for worker in workers.values():
             worker.kill()
         for pid, worker in workers.items():
-            worker.reaped(os.waitpid(pid, 0)[1])
+            worker.reaped(os.waitpid(pid, 0)[1], 0)
         while strays := _strays(set()):  # as each ends, its children become ours
             _end(strays)
 
@@ -130,7 +130,8 @@ def _obey(link: Link, workers: Workers, worker_main: WorkerMain, node: SandboxCo
                     link.send(refusal)
                 else:
                     workers[worker.pid] = worker
-                    link.send(WorkerSpawned(id=message.id, pid=worker.pid))
+                    spawned = WorkerSpawned(id=message.id, pid=worker.pid, cpu_file=worker.cpu_file)
+                    link.send(spawned)
                 finally:
                     os.close(fd)
                     os.close(output_fd)
@@ -185,13 +186,14 @@ def _reap(link: Link, workers: Workers) -> None:
         worker = workers.get(pid)
         if worker is not None:
             worker.kill()  # before it is reaped: until then its group is surely its own
-        _, status = os.waitpid(pid, 0)
+        _, status, used = os.wait4(pid, 0)
         workers.pop(pid, None)
         for stray in _strays(workers):
             _kill(stray)
         if worker is not None:
-            status, why = worker.reaped(status)
-            link.send(WorkerDied(pid=pid, status=status, why=why))
+            cpu_ns = round((used.ru_utime + used.ru_stime) * 1e9)
+            end = worker.reaped(status, cpu_ns)
+            link.send(WorkerDied(pid=pid, status=end.status, why=end.why, cpu_ns=end.cpu_ns))
 
 
 def _start_worker(

@@ -111,6 +111,7 @@ cdef extern from "verbs_lane.h" nogil:
         int status
         uint32_t reason
         uint64_t bytes
+        uint32_t tries
 
     ctypedef struct verbs_link:
         uint32_t inline_max

@@ -16,6 +16,7 @@ class Trouble(Exception):  # noqa: N818 - never seen by users
     status: int
     refusal: str
     bytes: int
+    tries: int
 
 def connect(
     lane: Lane, number: int, source: str, host: str, port: int, secret: bytes, timeout_s: float

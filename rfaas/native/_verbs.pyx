@@ -38,10 +38,11 @@ class Trouble(Exception):
     """A step that failed.
 
     `error` is its errno, or 0; `event` the name of the rdma_cm event that came instead, or "",
-    with its `status`; `refusal` one of REFUSALS, or ""; `bytes` what was to be registered.
+    with its `status`; `refusal` one of REFUSALS, or ""; `bytes` what was to be registered;
+    `tries` how many times an address was looked for, or 0.
     """
 
-    def __init__(self, step, error, event, status, refusal, size):
+    def __init__(self, step, error, event, status, refusal, size, tries=0):
         super().__init__(step)
         self.step = step
         self.error = error
@@ -49,6 +50,7 @@ class Trouble(Exception):
         self.status = status
         self.refusal = refusal
         self.bytes = size
+        self.tries = tries
 
 
 cdef extern from "Python.h":
@@ -77,6 +79,7 @@ cdef object trouble_of(const verbs_trouble *trouble):
         trouble.status,
         REFUSALS.get(trouble.reason, ""),
         trouble.bytes,
+        trouble.tries,
     )
 
 

@@ -55,6 +55,7 @@ typedef struct {
     int status;      /* of that event */
     uint32_t reason; /* REFUSED_*, or 0 */
     uint64_t bytes;  /* that were to be registered */
+    uint32_t tries;  /* that were made to resolve the address, or 0 */
 } verbs_trouble;
 
 typedef struct {

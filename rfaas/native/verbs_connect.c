@@ -17,6 +17,10 @@
 #include <fcntl.h>
 #include <poll.h>
 
+/* The first wait for an address, doubled with each.  Its answer can be missed, and is looked for
+ * only when the wait is over: docs/architecture.md, "Decisions". */
+#define ADDRESS_TRY_MS 50
+#define ADDRESS_TRY_MS_MAX 1600
 #define ACK_TIMEOUT 16      /* 4.096 us * 2^16 = 0.27 s, InfiniBand specification 9.7.6.1.3 */
 #define RETRY_COUNT 6       /* so a peer that is gone is found out after some 2 s; 7, the most,
                              * is for ever to SoftRoCE (rxe_comp.c) */
@@ -65,18 +69,41 @@ static int open_events(verbs_link *link, verbs_trouble *trouble) {
     return 0;
 }
 
+/* Look for the address in short tries, until one finds it or the deadline has passed. */
+static int find_address(verbs_link *link, const struct sockaddr *from, const struct sockaddr *to,
+                        uint64_t deadline_ns, verbs_trouble *trouble) {
+    struct rdma_cm_event *event;
+    uint32_t tries = 0;
+    for (int patience_ms = ADDRESS_TRY_MS;;) {
+        const int left_ms = milliseconds_left(deadline_ns);
+        const int try_ms = patience_ms < left_ms ? patience_ms : left_ms;
+        tries++;
+        /* librdmacm takes them without const and does not write to them; the first try binds it. */
+        if (rdma_resolve_addr(link->id, (struct sockaddr *)(uintptr_t)(tries == 1 ? from : NULL),
+                              (struct sockaddr *)(uintptr_t)to, try_ms))
+            return verbs_failed(trouble, "resolve the address", errno);
+        const int failed = expect(link, RDMA_CM_EVENT_ADDR_RESOLVED, "resolve the address",
+                                  deadline_ns, &event, trouble);
+        if (!failed) {
+            rdma_ack_cm_event(event);
+            return 0;
+        }
+        trouble->tries = tries;
+        if (trouble->event != RDMA_CM_EVENT_ADDR_ERROR || trouble->status != -ETIMEDOUT ||
+            !milliseconds_left(deadline_ns))
+            return -1;
+        if (patience_ms < ADDRESS_TRY_MS_MAX)
+            patience_ms *= 2;
+    }
+}
+
 static int find_route(verbs_link *link, const struct sockaddr *from, const struct sockaddr *to,
                       uint64_t deadline_ns, verbs_trouble *trouble) {
     struct rdma_cm_event *event;
-    /* librdmacm takes them without const and does not write to them. */
-    if (rdma_create_id(link->events, &link->id, link, RDMA_PS_TCP) ||
-        rdma_resolve_addr(link->id, (struct sockaddr *)(uintptr_t)from,
-                          (struct sockaddr *)(uintptr_t)to, milliseconds_left(deadline_ns)))
-        return verbs_failed(trouble, "resolve the address", errno);
-    if (expect(link, RDMA_CM_EVENT_ADDR_RESOLVED, "resolve the address", deadline_ns, &event,
-               trouble))
+    if (rdma_create_id(link->events, &link->id, link, RDMA_PS_TCP))
+        return verbs_failed(trouble, "open an endpoint of rdma_cm", errno);
+    if (find_address(link, from, to, deadline_ns, trouble))
         return -1;
-    rdma_ack_cm_event(event);
     uint8_t ack_timeout = ACK_TIMEOUT; /* a kernel that does not know it has its own */
     rdma_set_option(link->id, RDMA_OPTION_ID, RDMA_OPTION_ID_ACK_TIMEOUT, &ack_timeout,
                     sizeof ack_timeout);

@@ -104,12 +104,13 @@ class Framer:
 
     def __init__(self) -> None:
         self._buffer = bytearray()
+        self.frame_bytes_max = FRAME_BYTES_MAX  # more where a tag follows each message
 
     def feed(self, data: bytes) -> list[bytes]:
         """Take bytes as they came; return the bodies that are complete.
 
         Raises:
-            ProtocolError: a frame announces more than FRAME_BYTES_MAX bytes.
+            ProtocolError: a frame announces more than `frame_bytes_max` bytes.
         """
         buffer = self._buffer
         buffer += data
@@ -117,9 +118,9 @@ class Framer:
         start = 0
         while len(buffer) - start >= LENGTH.size:
             (length,) = LENGTH.unpack_from(buffer, start)
-            if length > FRAME_BYTES_MAX:
+            if length > self.frame_bytes_max:
                 raise ProtocolError(
-                    f"a frame announces {length} bytes, at most {FRAME_BYTES_MAX} are allowed",
+                    f"a frame announces {length} bytes, at most {self.frame_bytes_max} are allowed",
                     hint="is the peer an rfaas of another kind, or another program?",
                 )
             end = start + LENGTH.size + length

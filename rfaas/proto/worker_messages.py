@@ -83,6 +83,7 @@ class LibraryLoaded(Message, frozen=True):
     more: bool = False
     endpoint: Endpoint | None = None
     steps_ns: dict[str, int] = field(default_factory=dict)
+    inside: Count = 0  # from a keeper: the first process of what it keeps
 
 
 class ContainerTask(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -134,7 +135,10 @@ class SpawnWorker(Message, frozen=True):
 
 
 class WorkerSpawned(Message, frozen=True):
+    """A worker runs; `cpu_file` is where the kernel counts the processor time of its group."""
+
     pid: Count
+    cpu_file: Text = ""
 
 
 class LimitWorker(Message, frozen=True):
@@ -169,8 +173,12 @@ class KillWorker(Message, frozen=True):
 
 
 class WorkerDied(Message, frozen=True):
-    """A worker is gone; `status` as of waitpid(2), `why` the limit that it ran into."""
+    """A worker is gone; `status` as of waitpid(2), `why` the limit that it ran into.
+
+    `cpu_ns` is the processor time of all that it started, where that was counted.
+    """
 
     pid: Count
     status: int
     why: Text = ""
+    cpu_ns: Count = 0

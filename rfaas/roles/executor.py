@@ -22,7 +22,7 @@ from msgspec.structs import replace
 from rfaas import __version__, addresses
 from rfaas.clock import Clock
 from rfaas.config import ContainerConfig, ControlConfig, ExecutorConfig
-from rfaas.control import aio, munge
+from rfaas.control import aio, cluster_key
 from rfaas.control.aio import AsyncLink, Listener
 from rfaas.control.authority import Authority, ManagerAuthority, OwnAuthority, Told
 from rfaas.core.supervisor import Over
@@ -117,18 +117,19 @@ class Executor:
     ) -> asyncio.Task[None] | None:
         """Serve: at the configured address, or `private` alone (the task ends with that link)."""
         self._node = replace(self._node, isolation=await self._pool.offered())
-        self._authority = OwnAuthority(self._node, self._clock)
         if private is not None:
+            self._authority = OwnAuthority(self._node, self._clock)
             return self.listener.adopt(private)
         self.listener = await aio.listen(
             self._config.address,
             self._welcome,
             self._serve,
             self._device,
-            munge.admit(self._control),
+            cluster_key.admit(self._control),
         )
         address = self.listener.address
         self._node = replace(self._node, address=address)
+        self._authority = OwnAuthority(self._node, self._clock)
         where = f"executor {self._config.name} ready on {address}"
         manager = self._config.resource_manager
         if manager == "none":
@@ -205,6 +206,7 @@ class Executor:
     # Links
 
     async def _serve(self, link: AsyncLink, hello: m.Hello) -> None:
+        link.lose_after(self._authority.silence_s)
         client = Client(link, self._pool.libraries)
         tasks: set[asyncio.Task[None]] = set()
         try:

@@ -154,17 +154,32 @@ class View:
 
     # What people may do
 
-    def add(self, node: str) -> None:
+    async def add(self, node: str) -> None:
         self._nodes.add(node)
+        await self._kept(f"node {node} may join")
 
-    def drain(self, node: str) -> None:
+    async def drain(self, node: str) -> None:
         self._nodes.drain(node)
+        await self._kept(f"node {node} drains")
 
-    def undrain(self, node: str) -> None:
+    async def undrain(self, node: str) -> None:
         self._nodes.drain(node, False)
+        await self._kept(f"node {node} drains no more")
 
-    def remove(self, node: str) -> None:
+    async def remove(self, node: str) -> None:
         self._nodes.remove(node)
+        await self._kept(f"node {node} is removed")
 
-    def revoke(self, lease: str) -> None:
+    async def revoke(self, lease: str) -> None:
         self._leases.revoke(lease)
+        await self._kept(f"lease {lease[:8]} is being ended")
+
+    async def _kept(self, done: str) -> None:
+        """Return when what was `done` would outlive a power cut: who is told relies on it."""
+        try:
+            await self._state.commits.committed()
+        except SystemCallError as error:
+            raise SystemCallError(
+                f"{done}, but a restart would forget it: {error.text}",
+                hint="it is kept as soon as the store can be written again",
+            ) from None

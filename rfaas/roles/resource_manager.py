@@ -36,8 +36,9 @@ import msgspec
 from rfaas.addresses import announced, is_local
 from rfaas.clock import Clock
 from rfaas.config import ControlConfig, HttpConfig, PricesConfig, ResourceManagerConfig
-from rfaas.control import munge
+from rfaas.control import cluster_key
 from rfaas.control.aio import AsyncLink, listen
+from rfaas.control.authority import CLIENT_BEATS_MAX
 from rfaas.core.events import Events
 from rfaas.errors import CapacityError, PeerLostError, ProtocolError, RfaasError
 from rfaas.failpoints import reach
@@ -106,7 +107,10 @@ class ResourceManager:
 
     async def serve(self, link: AsyncLink, hello: messages.Hello) -> None:
         """One connection, from its first message to its end."""
+        config = self.state.config
         peer = Peer(link, hello.role)
+        beats = config.missed_beats_max if hello.role == "executor" else CLIENT_BEATS_MAX
+        link.lose_after(beats * config.heartbeat_s)
         log.debug("link %s of %s %s opened", link.peer, hello.role, hello.name)
         try:
             while (message := await link.receive()) is not None:
@@ -228,7 +232,7 @@ async def run(  # noqa: PLR0913, PLR0917 - what it is made of
         made(manager)
         web = web_of(http, manager.view)
         welcome = messages.Welcome(version=PROTOCOL_VERSION, role=ROLE, name=platform.node())
-        admit = munge.admit(control)
+        admit = cluster_key.admit(control)
         listener = await listen(config.address, welcome, manager.serve, device, admit)
         try:
             at = manager.state.address = listener.address

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn, Protocol
 
 from rfaas.errors import UsageError
 from rfaas.sandbox import bubblewrap, container, none, process, sandbox
+from rfaas.sandbox.end import End
 
 if TYPE_CHECKING:
     from rfaas.config import SandboxConfig
@@ -43,6 +44,7 @@ class Confined(Protocol):
     """A worker that a level has started, as the zygote sees it."""
 
     pid: int  # a child of the zygote, in a session of its own; its death is the worker's
+    cpu_file: str  # where its control group's processor time stands, or ""
 
     def kill(self) -> None:
         """Kill the worker and all that it started; its death comes as a child's.  Repeatable."""
@@ -60,11 +62,10 @@ class Confined(Protocol):
     def go_on(self) -> None:
         """Let one that was stopped run again; nothing where it was not.  OSError: it is gone."""
 
-    def reaped(self, status: int) -> tuple[int, str]:
+    def reaped(self, status: int, cpu_ns: int) -> End:
         """`pid` was reaped with this wait status: remove what is left of it, its cgroup too.
 
-        Returns the wait status of the worker itself, where `pid` was only its keeper, and which
-        limit it ran into, in words, or "".
+        `cpu_ns` is the processor time of it and of what it has waited for.
         """
 
 

@@ -22,11 +22,13 @@ from rfaas.paths import system_text
 from rfaas.proto.worker_messages import Lack, Limits
 
 CONTROLLERS = ("memory", "pids", "cpuset")
+COUNTER = "cpuacct"  # of version 1, where there is no version 2 to count processor time
 BASE_BYTES = 64 << 20  # what a worker itself touches of its own, before the function allocates
 STALE_S = 60.0  # a group that old and without a process is in nobody's hands
 BASE_PROCESSES = 2  # its init, and its main thread
 HINT = "delegate a group to the executor: Delegate=yes in its systemd unit"
 _PREFIX = "rfaas-"
+_OWN = "/rfaas-executor"  # where an executor moves, to make groups beside itself
 _OURS = re.compile(r"rfaas-\d+-\d+-\d+-\d+")
 _ESCAPES = (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\"))  # of mountinfo
 
@@ -74,6 +76,8 @@ class Group:
                 self._write("memory", "memory.max", bytes_max)
                 with suppress(OSError):
                     self._write("memory", "memory.swap.max", 0)
+                with suppress(OSError):  # before Linux 4.19; who is left would wait for the dead
+                    self._write("memory", "memory.oom.group", 1)
         if limits.processes and "pids" in self._folders:
             processes_max = limits.processes + limits.lanes + BASE_PROCESSES
             self._write("pids", "pids.max", processes_max)
@@ -101,6 +105,21 @@ class Group:
         if folder and _counter(f"{folder}/pids.events", "max"):
             return f"it reached its limit of {limits.processes} processes and threads"
         return ""
+
+    @property
+    def cpu_file(self) -> str:
+        """Where the processor time of all that were in them stands, for `cpu_ns`; or ""."""
+        if folder := self._folders.get("kill"):
+            return f"{folder}/cpu.stat"
+        folder = self._folders.get(COUNTER)
+        return f"{folder}/cpuacct.usage" if folder else ""
+
+    def cpu_ns(self) -> int:
+        """That time; 0 where it is not counted."""
+        try:
+            return cpu_ns(_read(self.cpu_file).encode()) if self.cpu_file else 0
+        except OSError:
+            return 0
 
     def remove(self) -> None:
         """Remove them; what is still busy is left to `sweep`."""
@@ -140,6 +159,14 @@ def of_node() -> Groups:
     return Groups()
 
 
+def cpu_ns(text: bytes) -> int:
+    """Processor time, as cpu.stat (version 2) or cpuacct.usage (version 1) has it."""
+    words = text.split()
+    if words[:1] == [b"usage_usec"]:
+        return int(words[1]) * 1000
+    return int(words[0]) if words and words[0].isdigit() else 0
+
+
 def lacks() -> list[Lack]:
     """What of them this node cannot give its workers."""
     why = of_node().why
@@ -156,11 +183,12 @@ def find() -> tuple[Places, str]:
         mounts = _mounts()
     except OSError as error:
         return Places({}, {}), f"control groups cannot be found: {system_text(error)}"
-    for key, path in own.items():
-        wanted = [name for name in CONTROLLERS if name in key.split(",")]
+    for key, inside in own.items():
+        wanted = [name for name in (*CONTROLLERS, COUNTER) if name in key.split(",")]
         if (mount := mounts.get(key)) is None or (key and not wanted):
             continue
         root, point = mount
+        path = inside if key else inside.removesuffix(_OWN)
         if not f"{path}/".startswith(f"{root.rstrip('/')}/"):
             continue  # ours is outside of what is mounted here
         folder = point + path[len(root.rstrip("/")) :].rstrip("/")
@@ -175,6 +203,8 @@ def find() -> tuple[Places, str]:
             folders["kill"] = folder  # cgroup.kill is not in the root group, but in its children
         for name in wanted:
             version[name], folders[name] = 1 if key else 2, folder
+    if "kill" in folders:
+        folders.pop(COUNTER, None)
     places = Places(version, folders)
     if places.missing and not why:
         why = f"no hierarchy of {', '.join(places.missing)} is mounted for writing"
@@ -251,7 +281,7 @@ def _enable(folder: str) -> list[str]:
             inside = {int(pid) for pid in _read(f"{folder}/cgroup.procs").split()}
             if error.errno != errno.EBUSY or not inside or inside - ours:
                 raise
-            own = f"{folder}/rfaas-executor"
+            own = folder + _OWN
             with suppress(FileExistsError):
                 os.mkdir(own)
             for pid in inside:

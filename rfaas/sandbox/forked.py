@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from rfaas.sandbox import stopping
+from rfaas.sandbox.end import End
 
 if TYPE_CHECKING:
     from rfaas.proto.worker_messages import Limits
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 class Forked:
     """See `sandbox.Confined`."""
+
+    cpu_file = ""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -40,8 +43,8 @@ class Forked:
             self._stopped = False
             os.kill(self.pid, signal.SIGCONT)
 
-    def reaped(self, status: int) -> tuple[int, str]:
-        return status, ""
+    def reaped(self, status: int, cpu_ns: int) -> End:
+        return End(status, cpu_ns=cpu_ns)
 
 
 def fork(birth: Birth) -> Forked:

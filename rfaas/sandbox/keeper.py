@@ -33,6 +33,7 @@ from rfaas.proto.messages import Error
 from rfaas.proto.worker_messages import LibraryLoaded, LoadLibrary, WorkerDied
 from rfaas.sandbox import cgroups, inside
 from rfaas.sandbox import limits as limits_of
+from rfaas.sandbox.end import End
 
 if TYPE_CHECKING:
     from rfaas.proto.worker_messages import Limits
@@ -79,6 +80,7 @@ class Kept:
         self.pid = pid
         self._group = group
         self._limits = limits
+        self.cpu_file = group.cpu_file if group is not None else ""
 
     def kill(self) -> None:
         """Ask it to take its container away; it cannot be made to wait by what is in there."""
@@ -94,14 +96,15 @@ class Kept:
     def go_on(self) -> None:
         """Nothing: it is never stopped."""
 
-    def reaped(self, status: int) -> tuple[int, str]:
-        """What the keeper ended as, its worker did."""
-        why = ""
+    def reaped(self, status: int, cpu_ns: int) -> End:
+        """What the keeper ended as, its worker did; its own time and its engine's is ours."""
+        why, cpu_ns = "", 0
         if self._group is not None:
             why = self._group.reached(self._limits)
             self._group.kill()  # where the keeper was killed itself
+            cpu_ns = self._group.cpu_ns()
             self._group.remove()
-        return status, why
+        return End(status, why, cpu_ns)
 
 
 def start(birth: Birth, prepare: Callable[[cgroups.Group | None], None]) -> Kept:
@@ -221,9 +224,14 @@ class _Keeper:
         while more:
             part, more = names_page(names, start)
             start += len(part)
-            self._link.send(
-                LibraryLoaded(id=self._task.id, functions=part, more=more, steps_ns=steps)
+            loaded_part = LibraryLoaded(
+                id=self._task.id,
+                functions=part,
+                more=more,
+                steps_ns=steps,
+                inside=hello.pid,
             )
+            self._link.send(loaded_part)
         self._is_loaded = True
         for fd in self._fds:
             os.close(fd)
@@ -263,9 +271,11 @@ class _Keeper:
         while select.select([self._words], [], [], silence_s)[0] and self._relay():
             if silence_s == 0.0:
                 break
-        why = container.group.reached(self._task.limits) if container.group is not None else ""
+        group = container.group
+        why = group.reached(self._task.limits) if group is not None else ""
+        cpu_ns = group.cpu_ns() if group is not None else 0
         with suppress(PeerLostError):
-            self._link.send(WorkerDied(pid=os.getpid(), status=self.status, why=why))
+            self._link.send(WorkerDied(pid=os.getpid(), status=self.status, why=why, cpu_ns=cpu_ns))
 
     def _start_engine(self, container: Container) -> None:
         theirs: socket.socket | None = None

@@ -36,6 +36,7 @@ from rfaas.paths import system_text
 from rfaas.proto.worker_messages import Lack
 from rfaas.sandbox import cgroups, libraries, stopping
 from rfaas.sandbox import limits as rlimits
+from rfaas.sandbox.end import End
 
 if TYPE_CHECKING:
     from rfaas.config import SandboxConfig
@@ -72,10 +73,13 @@ class Jailed:
         self._status_fd = status_fd
         self._group = group
         self._limits = limits
+        self.cpu_file = group.cpu_file if group is not None else ""
         self._stopped = 0  # the worker's process id, out here
 
     def kill(self) -> None:
-        """An init takes all of its namespace along."""
+        """An init takes all of its namespace along; its group goes at one blow, where it can."""
+        if self._group is not None:
+            self._group.kill()
         with suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
 
@@ -103,14 +107,15 @@ class Jailed:
         os.kill(self._stopped, signal.SIGCONT)
         self._stopped = 0
 
-    def reaped(self, status: int) -> tuple[int, str]:
+    def reaped(self, status: int, cpu_ns: int) -> End:
         said = os.read(self._status_fd, 4)  # the init is gone: there is a status or the end
         os.close(self._status_fd)
         why = ""
         if self._group is not None:
             why = self._group.reached(self._limits)
+            cpu_ns = max(cpu_ns, self._group.cpu_ns())
             self._group.remove()
-        return (int.from_bytes(said, "little") if len(said) == 4 else status), why
+        return End(int.from_bytes(said, "little") if len(said) == 4 else status, why, cpu_ns)
 
 
 class SandboxLevel:

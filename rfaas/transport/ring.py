@@ -55,6 +55,42 @@ def sealed(name: str, parts: list[tuple[int, bytes]], size: int, *, final: bool 
     return fd
 
 
+def answered(fd: int, ring: int, slots: int, known: int) -> int:
+    """How many calls the worker has answered on the ring at offset `ring`, `known` or more.
+
+    Taken from the answers' numbers, so no more is certain than that they were written.
+    """
+    return _announced(fd, ring + wire.PAGE_BYTES + _cells_bytes(slots), slots, known)
+
+
+def asked(fd: int, ring: int, slots: int, known: int) -> int:
+    """The same of the calls that the client has announced."""
+    return _announced(fd, ring + wire.PAGE_BYTES, slots, known)
+
+
+def _cells_bytes(slots: int) -> int:
+    return wire.cells_for(slots) * wire.CELL_BYTES
+
+
+def _announced(fd: int, first: int, slots: int, known: int) -> int:
+    cells = wire.cells_for(slots)
+
+    def ahead(count: int) -> int:
+        """By how much the cell that announces number `count` is past that; negative: behind."""
+        at = first + (count - 1) % cells * wire.CELL_BYTES
+        number = int.from_bytes(os.pread(fd, 4, at), "little")
+        return (number - count + (1 << 31)) % (1 << 32) - (1 << 31)
+
+    found = ahead(known + 1)
+    if found < 0 or found % cells:  # nothing new; or no number that belongs into this cell
+        return known
+    low, high = known + 1 + found, known + found + cells
+    while low < high:  # the cells after it are of this lap up to the last one that was written
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if ahead(middle) >= 0 else (low, middle - 1)
+    return low
+
+
 def is_sealed(fd: int) -> bool:
     """Whether the memory behind `fd` can no longer change its size."""
     try:

@@ -124,6 +124,8 @@ def of_trouble(trouble: Trouble, what: str) -> RfaasError:
         why = f"{meaning} ({trouble.event}, status {trouble.status})"
     else:
         why = f"{os.strerror(number)} ({errno.errorcode.get(number, number)})"
+    if trouble.tries > 1:
+        why += f" after {trouble.tries} tries"
     hint = ""
     if number == errno.ENODEV and not trouble.event:
         hint = "`rfaas devices` lists the RDMA devices of this machine"

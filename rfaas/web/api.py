@@ -119,20 +119,20 @@ class Api:
     def node(self, node: str) -> NodeReport:
         return self._view.node(node)
 
-    def add(self, body: NewNode) -> Done:
-        self._view.add(body.node)
+    async def add(self, body: NewNode) -> Done:
+        await self._view.add(body.node)
         return Done(f"node {body.node} may join")
 
-    def remove(self, node: str) -> Done:
-        self._view.remove(node)
+    async def remove(self, node: str) -> Done:
+        await self._view.remove(node)
         return Done(f"node {node} is removed")
 
-    def drain(self, node: str) -> Done:
-        self._view.drain(node)
+    async def drain(self, node: str) -> Done:
+        await self._view.drain(node)
         return Done(f"node {node} takes no new leases")
 
-    def undrain(self, node: str) -> Done:
-        self._view.undrain(node)
+    async def undrain(self, node: str) -> Done:
+        await self._view.undrain(node)
         return Done(f"node {node} takes leases")
 
     # Leases
@@ -144,8 +144,8 @@ class Api:
     def lease(self, lease: str) -> LeaseReport:
         return self._view.lease(lease)
 
-    def revoke(self, lease: str) -> Done:
-        self._view.revoke(lease)
+    async def revoke(self, lease: str) -> Done:
+        await self._view.revoke(lease)
         return Done(f"lease {lease} is revoked")
 
     # Bills and events

@@ -56,19 +56,19 @@ class View(Protocol):
     ) -> list[Bill]:
         """Bills in order of (day, lease), as `store.Store.bills`."""
 
-    def add(self, node: str) -> None:
+    async def add(self, node: str) -> None:
         """A node that was removed may join again."""
 
-    def drain(self, node: str) -> None:
+    async def drain(self, node: str) -> None:
         """No new leases there; those that are live go on."""
 
-    def undrain(self, node: str) -> None:
+    async def undrain(self, node: str) -> None:
         """New leases may go there again."""
 
-    def remove(self, node: str) -> None:
+    async def remove(self, node: str) -> None:
         """End its leases, forget it, and do not let it join again."""
 
-    def revoke(self, lease: str) -> None:
+    async def revoke(self, lease: str) -> None:
         """End a lease, with the notice that is configured."""
 
     def status(self) -> StatusReport:

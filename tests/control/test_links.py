@@ -197,7 +197,7 @@ class TestRequests:
         with pytest.raises(ProtocolError, match="a chatty peer sent more than"):
             peer.poll()
 
-    def test_two_hundred_at_once(self, address: str) -> None:
+    def test_many_at_once(self, address: str) -> None:
         count = 20 if address.startswith("verbs:") else 200  # SoftRoCE takes 50 ms for each
 
         async def run() -> None:

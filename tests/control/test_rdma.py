@@ -119,7 +119,7 @@ def begun(address: str, between: Ends, said: bytes) -> RdmaCarrier:
         rdma.poll(stream.fileno(), None)
         stream.step()
     try:
-        return rdma.opened(stream, there)
+        return rdma.opened(stream, there, there.host)
     except UnavailableError:
         stream.close()
         raise

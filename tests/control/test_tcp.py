@@ -64,6 +64,7 @@ def test_every_address_of_the_machine(to: str, caplog: pytest.LogCaptureFixture)
     with caplog.at_level(logging.WARNING):
         assert exchange("tcp:*:0", to=to).startswith("tcp:*:")
     assert "links are not authenticated; for trusted networks only" in caplog.text
+    assert 'hint: control.auth = "key"' in caplog.text
 
 
 def test_loopback_is_no_network(caplog: pytest.LogCaptureFixture) -> None:
@@ -108,10 +109,19 @@ def test_a_peer_that_vanishes_is_found_out() -> None:
     one, other = tcp_pair()
     with one, other:
         sockets.tune(one)
-        assert one.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
-        patience_s = sockets.KEEP_IDLE_S + sockets.KEEP_PROBES * sockets.KEEP_INTERVAL_S
-        assert patience_s <= 30
-        assert one.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 30_000
+        for silence_s, (every_s, end_ms) in {
+            None: (3, 10_000),
+            0.01: (1, 2000),
+            3.0: (1, 3000),
+            3.1: (1, 4000),
+            3600.0 * 1000: (32767, 2**31 - 1),
+        }.items():
+            if silence_s is not None:
+                sockets.lose_after(one, silence_s)
+            assert one.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            assert one.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == every_s
+            assert one.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL) == every_s
+            assert one.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == end_ms
 
 
 def test_a_link_that_is_cut() -> None:

@@ -6,7 +6,17 @@ import struct
 
 import pytest
 
-from rfaas.core.accounting import COUNT_MAX, allocated_ns, usage_of
+from rfaas.core.accounting import (
+    COUNT_MAX,
+    LATE_NS,
+    Counts,
+    Watched,
+    allocated_ns,
+    counts_of,
+    summed,
+)
+from rfaas.core.accounting import usage_of as usage_of_counts
+from rfaas.core.lease import UNUSED
 from rfaas.errors import InternalError
 from rfaas.proto import wire
 from rfaas.proto.codec import decode, encode
@@ -28,6 +38,12 @@ def page(*lanes: tuple[int, int, int, int]) -> bytes:
         ):
             struct.pack_into("<Q", data, index * wire.ACCOUNT_LANE_BYTES + field, value)
     return bytes(data)
+
+
+def usage_of(
+    data: bytes | memoryview, lanes: int, allocated: int, carried: Usage = UNUSED
+) -> Usage:
+    return usage_of_counts(summed(counts_of(data, lanes)), allocated, carried)
 
 
 def test_lanes_are_summed_and_no_others() -> None:
@@ -81,3 +97,48 @@ def test_allocated() -> None:
     assert allocated_ns(4, 1.5) == 6 * SECOND_NS
     assert allocated_ns(65536, 86400) == 65536 * 86400 * SECOND_NS
     assert allocated_ns(65536, 2 * 86400) == COUNT_MAX
+
+
+# Counts that a function can write ----------------------------------------
+
+
+def test_the_processor_time_is_the_least() -> None:
+    counts = Counts(calls=3, executing_ns=10, polling_ns=20)
+    assert usage_of_counts(counts, SECOND_NS, busy_min_ns=30).executing_ns == 10
+    more = usage_of_counts(counts, SECOND_NS, busy_min_ns=130)
+    assert (more.executing_ns, more.polling_ns) == (110, 20)
+    assert usage_of_counts(counts, 100, busy_min_ns=SECOND_NS).executing_ns == 100
+
+
+def test_what_was_counted_stays_counted() -> None:
+    watched = Watched(1, 0)
+    (seen,) = watched.look(page((7, 2, 300, 400)), SECOND_NS)
+    assert seen == Counts(7, 2, 300, 400)
+    assert watched.look(page((0, 0, 0, 0)), 2 * SECOND_NS) == [seen]
+    assert watched.look(page((8, 2, 310, 400)), 3 * SECOND_NS) == [Counts(8, 2, 310, 400)]
+
+
+def test_no_lane_was_busy_for_longer_than_time_passed() -> None:
+    watched = Watched(1, 0)
+    honest = page((5, 0, 100, 200))
+    watched.look(honest, SECOND_NS)
+    forged = bytes([255]) * wire.ACCOUNT_LANE_BYTES
+    (seen,) = watched.look(forged, SECOND_NS + 1000, [(5, 6)])
+    assert seen == Counts(6, 6, 100 + 1000 + LATE_NS, 200)
+    assert watched.look(honest, 2 * SECOND_NS, [(6, 6)]) == [seen]
+
+
+def test_a_late_count_is_believed_once_its_worker_is_dead() -> None:
+    watched = Watched(1, 0)
+    watched.look(page((1, 0, 0, 0)), SECOND_NS)
+    late = page((1, 0, SECOND_NS, 2 * SECOND_NS))
+    (seen,) = watched.look(late, SECOND_NS + 1000, last=True)
+    assert seen.executing_ns + seen.polling_ns == SECOND_NS + 1000
+
+
+def test_calls_are_those_of_the_ring() -> None:
+    watched = Watched(2, 0)
+    assert watched.look(page((0, 0, 0, 0), (999, 1, 0, 0)), 1, [(4, 5), (7, 9)]) == [
+        Counts(calls=4),
+        Counts(calls=9, failed=1),
+    ]

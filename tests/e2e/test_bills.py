@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ import pytest
 
 from rfaas.errors import RfaasError
 from tests.harness.gate import Gate
+from tests.harness.hostile import OVER
 from tests.harness.processes import until, workers_of
 from tests.harness.site import Site
 
@@ -26,10 +26,6 @@ say(lease.id)
 lease.call('hold', data.encode())
 """
 FRESH_S = 1.0
-OVER = re.compile(
-    r"lease (?P<lease>\w{8}) is over .*: (?P<calls>\d+) calls, "
-    r"(?P<executing_s>[\d.]+) s executing, (?P<polling_s>[\d.]+) s polling"
-)
 
 
 def bills(site: Site, *flags: str) -> list[dict[str, Any]]:

@@ -26,7 +26,7 @@ def connect(site: Site, role: str) -> Link:
     return links.connect(site.address(), hello)
 
 
-def test_disk_full(site: Site) -> None:
+def test_row_41_disk_full(site: Site) -> None:
     """New leases are refused, what there is goes on, and with room it all goes on."""
     if os.geteuid() != 0:
         pytest.skip("needs root to mount a disk of 1 MiB; run the tests as root")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,11 +19,12 @@ from rfaas.client import Lease
 from rfaas.errors import DeadlineExceededError, WorkerCrashedError
 from tests.functions.build import build_library
 from tests.harness.hostile import HOLDING, SECRET, Node, made
-from tests.harness.processes import descendants, wait_for_end
+from tests.harness.processes import descendants, until, wait_for_end
 from tests.harness.site import Site
 
 REFUSED = "(EPERM|EACCES|ENOENT|EROFS|ESRCH|ENOSYS)"
 DEADLINE_S = 0.2
+STARTS_S = 1.0  # a lease begins before its first call
 PROCESSES = 64  # sandbox.processes, its default
 
 
@@ -171,6 +173,25 @@ def test_descriptor_flood(lease: Lease) -> None:
 def test_resizing_the_shared_memory(lease: Lease) -> None:
     """There is no descriptor of it to do so with; sealed it is besides: tests/transport."""
     assert answers(lease, "resize_memory") == {"files": "0"}
+
+
+# Its own bill ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["zero", "ones"])
+def test_forging_its_counts(node: Node, lease: Lease, what: str) -> None:
+    """Whatever it writes there: the kernel and the ring tell as well."""
+    begun_s = time.monotonic()
+    for _ in range(20):
+        answers(lease, "be_honest")
+    assert answers(lease, "forge_counts", what) == {"page": "done", "thread": "done"}
+    for _ in range(20):
+        answers(lease, "be_honest")
+    lease.close()
+    found = until(lambda: node.ended(lease.id) or {}, "the end of the lease in the log")
+    assert found["calls"] == 41
+    busy_s = found["executing_s"] + found["polling_s"]
+    assert 0.27 <= busy_s <= time.monotonic() - begun_s + STARTS_S
 
 
 # What is not to be had ---------------------------------------------------

@@ -39,7 +39,7 @@ def pass_by(seconds: float) -> None:
     until(lambda: time.monotonic() >= over_s, f"{seconds} s passing by")
 
 
-def test_lease_of_a_stopped_client_expires(site: Site, held: Path) -> None:
+def test_row_35_lease_of_a_stopped_client_expires(site: Site, held: Path) -> None:
     site.set(client__lease_duration_s=DURATION_S)
     node = site.start("all")
     client = site.client(CLIENT, held)
@@ -63,7 +63,7 @@ def test_lease_of_a_stopped_client_expires(site: Site, held: Path) -> None:
             assert bytes(lease.call("copy", b"y")) == b"y"
 
 
-def test_lease_expires_at_a_private_executor(
+def test_row_38_lease_expires_in_mid_call(
     site: Site, held: Path, gate: Callable[[], Gate], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also in mid-call: the call ends with the lease, and the next says why."""

@@ -70,7 +70,7 @@ def join(site: Site) -> Link:
 
 @pytest.mark.parametrize("turn", [3, 8])
 @pytest.mark.parametrize("place", PLACES)
-def test_manager_killed_at_a_failpoint(site: Site, place: str, turn: int) -> None:
+def test_row_37_manager_killed_at_a_failpoint(site: Site, place: str, turn: int) -> None:
     site.environ[VARIABLE] = f"{place}={turn}"
     manager = site.start("resource-manager")
     del site.environ[VARIABLE]

@@ -21,6 +21,7 @@
 #include <sys/uio.h>
 #include <sys/un.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "rfaas.h"
@@ -278,6 +279,46 @@ static long search(uintptr_t from, uintptr_t to, const char *secret, size_t size
         if (is_mapped(page))
             found += memmem((void *)page, 4096, secret, size) != NULL;
     return found;
+}
+
+static int forged; /* what a page of counts is overwritten with */
+
+static void *forger(void *page)
+{
+    for (;; usleep(200))
+        memset(page, forged, 64);
+    return NULL;
+}
+
+static uint64_t now_ns(clockid_t clock)
+{
+    struct timespec now;
+    clock_gettime(clock, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+/* Finds the page on which its lane counts: the second word is 0, no call failed; the seventh
+ * when this call began.  It is overwritten from now on; then 300 ms of processor time are used.
+ * `text` is "zero" or "ones". */
+ATTACK(forge_counts)
+{
+    uintptr_t here = (uintptr_t)to->text & ~4095UL;
+    uint64_t *page = NULL;
+    forged = strcmp(text, "ones") ? 0 : 0xff;
+    for (uintptr_t at = here - 256 * MIB; at < here + 256 * MIB && !page; at += 4096) {
+        uint64_t *words = (uint64_t *)at;
+        if (is_mapped(at) && words[1] == 0 && words[0] < 1000 &&
+            now_ns(CLOCK_MONOTONIC) - words[6] < 10000000000u)
+            page = words;
+    }
+    outcome(to, "page", page ? 0 : -1);
+    if (!page)
+        return;
+    pthread_t thread;
+    errno = pthread_create(&thread, NULL, forger, page);
+    outcome(to, "thread", errno ? -1 : 0);
+    while (now_ns(CLOCK_THREAD_CPUTIME_ID) < 300000000u)
+        memset(page, forged, 64);
 }
 
 /* `text` is the path of a file, then for each secret a line of it, each character plus one: what

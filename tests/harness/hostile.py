@@ -8,9 +8,10 @@ entered there and passes `tests/e2e/test_hostile.py`.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,10 @@ from tests.harness.site import Site
 
 HOLDING = ("sandbox",)
 OUTSIDE = ("unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child")
+OVER = re.compile(
+    r"lease (?P<lease>\w{8}) is over .*: (?P<calls>\d+) calls, "
+    r"(?P<executing_s>[\d.]+) s executing, (?P<polling_s>[\d.]+) s polling"
+)
 SECRET = "kept-from-all-functions-7f3a9c"  # in the executor's environment and arguments
 
 
@@ -30,7 +35,7 @@ class Node:
     The neighbour calls a function before and after each attack, over one and the same worker.
     """
 
-    def __init__(self, site: Site, level: str, counter: Path) -> None:
+    def __init__(self, site: Site, level: str, counter: Path, within: Sequence[str] = ()) -> None:
         if shutil.which("unshare") is None:
             pytest.skip("unshare is missing: install util-linux")
         self.level = level
@@ -40,6 +45,7 @@ class Node:
         outside = [*OUTSIDE, "--mount-proc"]
         if os.geteuid():
             outside += ["--map-root-user"]
+        outside += within
         self.executor = site.start_unready("executor", "--resource-manager", "none", prefix=outside)
         self.pid = 0
         self.status = 0  # that the executor is to end with
@@ -84,6 +90,13 @@ class Node:
         """Return when the attack has no process left."""
         until(lambda: not self.strangers(), "the end of all that the attack started")
 
+    def ended(self, lease: str) -> dict[str, float] | None:
+        """What the executor says that a lease has used, once it is over."""
+        for match in OVER.finditer(self.executor.stderr):
+            if match["lease"] == lease[:8]:
+                return {key: float(match[key]) for key in ("calls", "executing_s", "polling_s")}
+        return None
+
     def kill_zygote(self) -> None:
         """As a crash of it, or the kernel out of memory, would; the executor gives up then."""
         self.status = 70
@@ -108,9 +121,13 @@ def groups_left(part: str) -> list[str]:
     return found
 
 
-def made(site: Site, level: str, counter: Path) -> Iterator[Node]:
-    """For a fixture: a node, and what it leaves is looked for."""
-    node = Node(site, level, counter)
+def made(site: Site, level: str, counter: Path, within: Sequence[str] = ()) -> Iterator[Node]:
+    """For a fixture: a node, and what it leaves is looked for.
+
+    Args:
+        within: what starts the executor in there, as words before its command.
+    """
+    node = Node(site, level, counter, within)
     try:
         yield node
         if node.status == 0:

@@ -159,10 +159,11 @@ class Site:
         """A command, running."""
         return self._started([RFAAS, *map(str, arguments)], "command")
 
-    def client(self, code: str, *arguments: str | Path) -> Child:
+    def client(self, code: str, *arguments: str | Path, prefix: Sequence[str] = ()) -> Child:
         """A Python program that uses `rfaas`, has `say`, and `arguments` in `sys.argv[1:]`."""
         script = _PRELUDE.format(tree=str(TREE)) + code
-        return self._started([sys.executable, "-c", script, *map(str, arguments)], "client")
+        program = [sys.executable, "-c", script, *map(str, arguments)]
+        return self._started([*prefix, *program], "client")
 
     # Ends
 

@@ -23,6 +23,8 @@ from pathlib import Path
 import pytest
 
 from rfaas.addresses import parse
+from rfaas.config import ControlConfig
+from rfaas.proto.guard_messages import NONCE_BYTES
 from rfaas.proto.link_wire import STREAM_BYTES
 from tests.rdma.test_runner import KERNEL, RUN, TREE, with_guest
 
@@ -117,10 +119,11 @@ def test_alone(block: str) -> None:
 
 
 def test_what_the_page_promises_is_there() -> None:
-    """Authentication is what its last table calls missing: whoever builds it finds this here."""
+    """Figures and files that it names."""
     assert parse("verbs:10.0.0.1:7471").scheme == "verbs"
     assert f"a link locks {STREAM_BYTES // 1024} KiB of memory at either end" in PAGE
-    assert "| authentication of who asks | not yet |" in PAGE
+    assert f"({NONCE_BYTES} random bytes each)" in PAGE
+    assert ControlConfig(auth="key", key_file="/etc/rfaas/cluster.key").key_file in PAGE
 
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:

@@ -17,7 +17,7 @@ WAL_HEADER, FRAME_HEADER, PAGE = 32, 24, 4096  # www.sqlite.org/fileformat2.html
 STEP = 389  # between two cuts inside a frame: a prime, so that all fields of it are met
 
 
-def test_torn_journal_at_every_boundary(tmp_path: Path) -> None:
+def test_row_41_torn_journal_at_every_boundary(tmp_path: Path) -> None:
     """Whatever is left of the log, the store holds the first so many saves and nothing else."""
     store = SqliteStore(str(tmp_path / "store.db"), "full")
     for number in range(1, SAVES + 1):

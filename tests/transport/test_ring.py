@@ -250,6 +250,45 @@ class TestSharedMemory:
             self.accept(rings, lanes=3)
 
 
+class TestProgress:
+    """How far a ring has come, told from its cells alone."""
+
+    @staticmethod
+    def write(fd: int, ring_at: int, answers: int, *, asked: bool = False) -> None:
+        cells = wire.cells_for(SLOTS)
+        first = ring_at + wire.PAGE_BYTES + (0 if asked else cells * wire.CELL_BYTES)
+        for count in range(max(1, answers - cells + 1), answers + 1):
+            at = first + (count - 1) % cells * wire.CELL_BYTES
+            os.pwrite(fd, struct.pack("<I", count % (1 << 32)), at)
+
+    @pytest.mark.parametrize("known", [0, 1, 4, 5, 8])
+    @pytest.mark.parametrize("more", [0, 1, 2, 3, 4, 5, 7, 8, 1000, 2**31 - 16])
+    def test_any_number_of_calls(self, known: int, more: int) -> None:
+        fd = ring.create(2, SLOTS, SLOT_BYTES)
+        self.write(fd, RING_BYTES, known + more)
+        assert ring.answered(fd, RING_BYTES, SLOTS, known) == known + more
+        assert ring.asked(fd, RING_BYTES, SLOTS, known) == known
+        assert ring.answered(fd, 0, SLOTS, known) == known
+        self.write(fd, 0, known + more, asked=True)
+        assert ring.asked(fd, 0, SLOTS, known) == known + more
+        os.close(fd)
+
+    def test_numbers_wrap(self) -> None:
+        fd = ring.create(1, SLOTS, SLOT_BYTES)
+        self.write(fd, 0, 2**32 + 3)
+        assert ring.answered(fd, 0, SLOTS, 2**32 - 5) == 2**32 + 3
+        os.close(fd)
+
+    def test_nonsense_is_no_progress(self) -> None:
+        fd = ring.create(1, SLOTS, SLOT_BYTES)
+        self.write(fd, 0, 6)
+        at = wire.PAGE_BYTES + 4 * wire.CELL_BYTES
+        for lane in range(4):
+            os.pwrite(fd, b"\xff" * 64, at + lane * wire.CELL_BYTES)
+        assert ring.answered(fd, 0, SLOTS, 6) == 6
+        os.close(fd)
+
+
 def test_transports_by_name() -> None:
     assert transport("shm") is transport("auto") is shm.TRANSPORT
     with pytest.raises(UsageError, match="'carrier-pigeon'") as unknown:

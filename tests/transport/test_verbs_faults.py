@@ -50,6 +50,21 @@ def test_no_such_address(verbs_ends: tuple[End, End]) -> None:
         verbs.connect(nowhere, 0, SLOTS, SLOT_BYTES, "")
 
 
+@pytest.mark.skipif("RFAAS_GUEST" not in os.environ, reason="who has which address: a guest's")
+def test_an_address_that_nobody_has(
+    verbs_ends: tuple[End, End], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is looked for several times within the time that there is."""
+    client, _ = verbs_ends
+    monkeypatch.setattr(verbs, "CONNECT_TIMEOUT_S", 1.0)
+    nobody = client.address.rpartition(".")[0] + ".99"
+    there = Endpoint(host=nobody, port=1, secret=bytes(wire.SECRET_BYTES))
+    before = held()
+    with pytest.raises(UnavailableError, match=r"could not resolve the address: .*after \d tries"):
+        verbs.connect(there, 0, SLOTS, SLOT_BYTES, client.address)
+    assert held() == before
+
+
 def test_another_geometry(verbs_ends: tuple[End, End]) -> None:
     apart(another_geometry, verbs_ends)
 

@@ -123,7 +123,7 @@ def test_while_connecting(
 def test_with_calls_in_flight(
     python: str, verbs_ends: Ends, order: dict[str, Any], said: str, spin_us: int
 ) -> None:
-    """All of them fail, and calls over another connection of the same device do not."""
+    """All of them fail, with the first cause that is known."""
     client, server = verbs_ends
     with worker(python, server, **{"requests": SLOTS} | order) as other:
         lane = verbs.connect(other.endpoint, 0, SLOTS, SLOT_BYTES, client.address)

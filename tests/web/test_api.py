@@ -390,12 +390,19 @@ def test_drain_and_undrain(site: Site, shipped: Path) -> None:
 def test_remove_and_add(site: Site) -> None:
     """A removed node may not come back, also to the manager's successor, until it is added."""
     web = serve(site)
-    site.start("executor")
+    executor = site.start("executor")
     assert web.ask(f"/v1/nodes/{NODE}", "DELETE", "admin").status == 200
     assert web.ask("/v1/nodes").json["nodes"] == []
+
+    def says(text: str, after: int = 0) -> int:
+        """Where the executor's log says so."""
+        return until(lambda: executor.stderr.find(text, after) + 1, f"{text!r} of the executor")
+
+    refused = says(f"node {NODE} was removed")
     site.kill(web.manager)
+    alone = says("nobody answers", refused)
     web = serve(site)
-    until(lambda: f"node {NODE} was removed" in site.children[1].stderr, "the executor's refusal")
+    says(f"node {NODE} was removed", alone)  # by the successor
     assert web.ask("/v1/nodes").json["nodes"] == []
     body = json.dumps({"node": NODE}).encode()
     assert web.ask("/v1/nodes", "POST", "admin", body).status == 200
