@@ -4,11 +4,12 @@
     .venv/bin/python packaging/bench_start.py --call '--executor ADDRESS --transport verbs ...'
 
 PROGRAMs are dist/rfaas and dist/rfaas-linux-x86_64 unless named.  Everything is measured
-from outside, from the exec to the end of the process, and takes turns with the bare
-interpreter, so that noise of the machine hits all alike:
+from outside, from the exec to the end of the process where nothing else is said, and takes
+turns with the bare interpreter, so that noise of the machine hits all alike:
 
     bare    PYTHON -I -S -c pass
-    main    up to the first line of a role's main, which refuses its arguments: serve.run
+    main    up to the first line of a role's main, which refuses its arguments (serve.run):
+            to the first byte of what it says; beside it, as for all others, `main ended`
     help    --help
     call    a call of echo on a running executor, end to end (over shm, or as --call says)
     first   `--version` of a copy that was just made and has never run
@@ -34,20 +35,26 @@ TO_MAIN = ("serve", "--role", "resource-manager", "--private-fd", "0")  # refuse
 EX_USAGE = 2
 
 
-def run_ms(command: list[str], environ: dict[str, str], status: int = 0) -> float:
-    """The wall time of a command, which must end with that status."""
+def run_ms(command: list[str], environ: dict[str, str], status: int = 0) -> tuple[float, float]:
+    """Wall times of a command, which must end with that status: to what it says on stderr first
+    (or to the end of that), and to its end."""
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    actions = [(os.POSIX_SPAWN_DUP2, null, fd) for fd in (0, 1, 2)]
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    actions = [(os.POSIX_SPAWN_DUP2, *pair) for pair in ((null, 0), (null, 1), (writer, 2))]
     try:
         begun = time.perf_counter_ns()
         pid = os.posix_spawn(command[0], command, environ, file_actions=actions)
+        os.close(writer)
+        os.read(reader, 1)
+        spoke_ms = (time.perf_counter_ns() - begun) / 1e6
         ended = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         took_ms = (time.perf_counter_ns() - begun) / 1e6
     finally:
         os.close(null)
+        os.close(reader)
     if ended != status:
         raise SystemExit(f"bench_start: {' '.join(command)} ended with {ended}, not {status}")
-    return took_ms
+    return spoke_ms, took_ms
 
 
 def measure(
@@ -57,7 +64,7 @@ def measure(
     found: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(rounds):
-            bare = run_ms([python, "-I", "-S", "-c", "pass"], environ)
+            _, bare = run_ms([python, "-I", "-S", "-c", "pass"], environ)
             found.setdefault("bare", []).append(bare)
             for program in programs:
                 copy = Path(folder, program.name)
@@ -68,8 +75,12 @@ def measure(
                     ("call", [str(program), "call", *call, str(LIBRARY), "echo", __file__], 0),
                     ("first", [str(copy), "--version"], 0),
                 ):
-                    took = run_ms(command, environ, status)
-                    found.setdefault(f"{program.name} {what}", []).append(took)
+                    spoke, took = run_ms(command, environ, status)
+                    name = f"{program.name} {what}"
+                    if what == "main":
+                        found.setdefault(name, []).append(spoke)
+                        name += " ended"
+                    found.setdefault(name, []).append(took)
                 copy.unlink()
     return found
 

@@ -71,7 +71,8 @@ HOT = re.compile(
 SHARED = re.compile(
     r"""(h11|microdot|rfaas\.(admin|bench|sandbox\.engines))(\..+)?
     | rfaas\.diagnose\.(checks|command|containers|facts|hosts|records|report)
-    | rfaas\.launch\.(images|unpack)""",
+    | rfaas\.launch\.(images|unpack) | rfaas\.web\.(access|metrics|openapi|site)
+    | msgspec\.(inspect|_json_schema)""",
     re.VERBOSE,
 )
 PYC_HEADER_BYTES = 16  # PEP 552

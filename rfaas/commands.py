@@ -16,6 +16,7 @@ TRANSPORT_FLAG = ("--transport", "lane.transport", "NAME", "how calls travel: au
 LEASE_FLAGS = (
     ("--cores", "lease.cores", "N", "cores to lease, one lane each"),
     ("--memory", "lease.memory", "SIZE", "memory to lease, such as 2GiB"),
+    ("--gpus", "lease.gpus", "N", "GPUs to lease"),
     (
         *("--isolation", "lease.isolation", "LEVEL"),
         "how a worker is shut in: none, process, sandbox, bubblewrap, container",
@@ -37,6 +38,7 @@ SERVE_FLAGS = (
     ("--name", "executor.name", "NAME", "the node's name"),
     ("--node-cores", "executor.cores", "N", "cores to lend; 'all'"),
     ("--node-memory", "executor.memory", "SIZE", "memory to lend; 'all'"),
+    ("--node-gpus", "executor.gpus", "LIST", "GPUs to lend; 'auto': all there are; 'none'"),
     ("--resource-manager", "executor.resource_manager", "ADDRESS", "join it; 'none': grant alone"),
     ("--store", "resource_manager.store", "FILE", "the resource manager's database"),
     ("--device", "rdma.device", "NAME", "the RDMA device of workers, by name or by netdev"),

@@ -228,6 +228,12 @@ def checked(given: Given, declared: Declared) -> object:
     except msgspec.ValidationError:
         text, hint = config_text.fault(key, value)
         raise ConfigError(f"{given.where}: {text}", hint=hint) from None
+    if key.allowed and isinstance(value, str) and value not in key.words:
+        import re
+
+        if not re.fullmatch(key.allowed, value):
+            text, hint = config_text.fault(key, value)
+            raise ConfigError(f"{given.where}: {text}", hint=hint)
     is_address = key.form in ("address", "host-port")
     if is_address and isinstance(value, str) and value not in ("", *key.words):
         from rfaas import addresses

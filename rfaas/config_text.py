@@ -47,6 +47,12 @@ class Key(Struct, frozen=True):
         form: str = (self.meta.extra or {}).get("form", "")
         return form
 
+    @property
+    def allowed(self) -> str:
+        """The pattern that the whole text must fit, "" where any does."""
+        allowed: str = (self.meta.extra or {}).get("allowed", "")
+        return allowed
+
 
 def key_of(hint: Any) -> Key:
     """The declaration in a type: an `Annotated`, a `Literal`, or a union of both."""

@@ -36,6 +36,7 @@ the exit status of the command line (after sysexits.h(3head) where it fits).
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
 from typing import ClassVar
 
@@ -218,6 +219,18 @@ _BY_CODE: dict[str, type[RfaasError]] = {kind.code: kind for kind in _tree(Rfaas
 def from_wire(code: str, text: str, hint: str = "") -> RfaasError:
     """The error that a peer reported; an unknown code becomes a plain WorldError."""
     return _BY_CODE.get(code, WorldError)(text, hint=hint)
+
+
+def unexpected(error: Exception, message: str) -> RfaasError:
+    """What a peer hears when its `message` failed as nobody foresaw."""
+    text = f"the executor cannot answer {message}: "
+    if not isinstance(error, OSError):
+        return InternalError(f"{text}{type(error).__name__}: {error}")
+    files = "its limit of open files is reached; raise it there with `ulimit -n`"
+    return SystemCallError(
+        text + (error.strerror or type(error).__name__),
+        hint=files if error.errno == errno.EMFILE else "",
+    )
 
 
 def near(name: str, names: Iterable[str], most: int = 3) -> str:

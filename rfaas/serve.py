@@ -8,19 +8,17 @@ this process loads asyncio and the roles.
 from __future__ import annotations
 
 import os
-import resource
-import socket
 import sys
 from typing import TYPE_CHECKING
 
-from rfaas import addresses, failpoints
-from rfaas.clock import SystemClock
 from rfaas.errors import UsageError
-from rfaas.launch import service, zygote
-from rfaas.paths import ensure_private_dir
+from rfaas.launch import service
 
 if TYPE_CHECKING:
+    import socket
+
     from rfaas.config import Config
+    from rfaas.launch import zygote
 
 
 def run(config: Config, role: str, private_fd: int) -> int:
@@ -29,9 +27,16 @@ def run(config: Config, role: str, private_fd: int) -> int:
     `private_fd` is the socket of the one client that a private executor serves, or -1.
     """
     private = _private_socket(role, private_fd)
+    _keep_program()
+    from rfaas import failpoints
+
     failpoints.arm(os.environ.get(failpoints.VARIABLE, ""))
     notifier = service.Notifier.take(os.environ)  # before there is anybody to inherit it
-    nursery = zygote.start(_load_worker, config.sandbox) if role != "resource-manager" else None
+    nursery = None
+    if role != "resource-manager":
+        from rfaas.launch import zygote
+
+        nursery = zygote.start(_load_worker, config.sandbox)
     _raise_descriptor_limit()  # not for workers: a library may still use select(2)
     import asyncio
 
@@ -45,8 +50,17 @@ def run(config: Config, role: str, private_fd: int) -> int:
     return 0
 
 
+def _keep_program() -> None:
+    """Have the zipapp's importer (packaging/boot/finder.py) read all that may still be imported."""
+    keep = getattr(globals().get("__loader__"), "keep", None)
+    if keep is not None:
+        keep()
+
+
 def _raise_descriptor_limit() -> None:
     """A role needs a few descriptors for each link and worker; many soft limits are 1024."""
+    import resource
+
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
@@ -62,6 +76,8 @@ def _private_socket(role: str, fd: int) -> socket.socket | None:
         return None
     if role != "executor":
         raise UsageError("--private-fd is for the role executor")
+    import socket
+
     # It has no use for TLS, and asyncio does without it: 10 ms of its client's time.
     sys.modules.setdefault("ssl", None)  # type: ignore[arg-type]
     return socket.socket(fileno=fd)
@@ -76,6 +92,8 @@ async def _serve(
 ) -> None:
     import asyncio
     import signal
+
+    from rfaas.clock import SystemClock
 
     awaited = 2 if role == "all" else 1
 
@@ -148,6 +166,9 @@ async def _serve(
 
 def _ensure_place(address: str) -> None:
     """A Unix socket's folder, for its owner only."""
+    from rfaas import addresses
+    from rfaas.paths import ensure_private_dir
+
     if path := addresses.parse(address).path:
         ensure_private_dir(os.path.dirname(path))
 

@@ -17,6 +17,11 @@ if before is not None:
     if before:
         os.environ["TMPDIR"] = before[1:]
 
+if sys.argv[1:2] == ["--unpack-image"]:  # rfaas/launch/images.py, which has no Python to run
+    from rfaas.launch.unpack import main as unpack
+
+    sys.exit(unpack(sys.argv[2:]))
+
 from rfaas.cli import main  # noqa: E402
 
 sys.exit(main())

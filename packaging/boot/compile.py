@@ -18,7 +18,6 @@ import sys
 
 UNCHECKED_HASH = 1  # PEP 552: the source is not looked at
 
-RECORDS = ("rfaas.config",)  # all of them are made at each start
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -43,16 +42,6 @@ def without_annotations(tree):
     return tree
 
 
-def with_fields_evaluated(tree):
-    """The tree, with the annotations of records as types, not as texts that msgspec compiles."""
-    tree.body = [
-        node
-        for node in tree.body
-        if not (isinstance(node, ast.ImportFrom) and node.module == "__future__")
-    ]
-    return tree
-
-
 asked = json.load(sys.stdin)
 os.makedirs(asked["out"], exist_ok=True)
 for name, (path, shown) in sorted(asked["code"].items()):
@@ -62,8 +51,6 @@ for name, (path, shown) in sorted(asked["code"].items()):
     tree = without_docstrings(source)
     if name.startswith("rfaas"):
         tree = without_annotations(tree)
-    if name in RECORDS:
-        tree = with_fields_evaluated(tree)
     code = compile(tree, shown, "exec", dont_inherit=True, optimize=0)
     header = importlib.util.MAGIC_NUMBER + UNCHECKED_HASH.to_bytes(4, "little")
     header += importlib.util.source_hash(source)

@@ -208,8 +208,6 @@ def run(path, code, index_at, boot):
 
     gc.set_threshold(GC_THRESHOLD)
     sys.argv[:] = sys.argv[1:]
-    if sys.argv[1:2] == ["serve"]:
-        importer.keep()
     try:
         from rfaas.cli import main
 

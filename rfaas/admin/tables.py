@@ -22,11 +22,36 @@ from rfaas.units import format_bytes
 WATCH_MIN_S = 0.1
 HOME = "\x1b[H\x1b[J"  # to the top left, and all below is gone
 
-NODE = ("NODE", "STATE", "CORES FREE", "MEMORY FREE", "LEASES", "BEAT", "ADDRESS")
-LEASE = ("LEASE", "STATE", "CLIENT", "NODE", "CORES", "MEMORY", "ISOLATION", "LEFT", "CALLS")
+NODE = ("NODE", "STATE", "CORES FREE", "GPUS FREE", "MEMORY FREE", "LEASES", "BEAT", "ADDRESS")
+LEASE = (
+    "LEASE",
+    "STATE",
+    "CLIENT",
+    "NODE",
+    "CORES",
+    "GPUS",
+    "MEMORY",
+    "ISOLATION",
+    "LEFT",
+    "CALLS",
+)
 EVENT = ("TIME", "EVENT", "NODE", "LEASE", "CLIENT", "CORES", "CAUSE")
-BILL = ("DAY", "CLIENT", "LEASE", "NODE", "ALLOCATED", "POLLING", "EXECUTING", "CALLS", "COST")
-NUMBERS = {"LEASES", "CORES", "LEFT", "CALLS", "ALLOCATED", "POLLING", "EXECUTING", "COST", "BEAT"}
+BILL = (
+    *("DAY", "CLIENT", "LEASE", "NODE", "ALLOCATED", "POLLING", "EXECUTING", "GPUS", "CALLS"),
+    "COST",
+)
+NUMBERS = {
+    "LEASES",
+    "CORES",
+    "GPUS",
+    "LEFT",
+    "CALLS",
+    "ALLOCATED",
+    "POLLING",
+    "EXECUTING",
+    "COST",
+    "BEAT",
+}
 
 
 class Table(NamedTuple):
@@ -150,6 +175,7 @@ def together(bills: Sequence[BillReport]) -> BillReport:
         failed=sum(bill.failed for bill in bills),
         cost=sum(bill.cost for bill in bills),
         currency=same("currency"),
+        gpu_s=sum(bill.gpu_s for bill in bills),
     )
 
 
@@ -160,7 +186,8 @@ def node_row(node: NodeReport) -> tuple[str, ...]:
     memory = f"{format_bytes(node.memory_free_bytes)} of {format_bytes(node.memory_bytes)}"
     cores = f"{node.cores_free} of {node.cores}"
     beat = f"{node.beat_age_s:.1f} s"
-    return (node.node, node.state, cores, memory, str(node.leases), beat, node.address)
+    gpus = f"{node.gpus_free} of {node.gpus}" if node.gpus else ""
+    return (node.node, node.state, cores, gpus, memory, str(node.leases), beat, node.address)
 
 
 def lease_row(lease: LeaseReport) -> tuple[str, ...]:
@@ -171,6 +198,7 @@ def lease_row(lease: LeaseReport) -> tuple[str, ...]:
         lease.client,
         lease.node,
         str(lease.cores),
+        str(lease.gpus or ""),
         memory,
         lease.isolation,
         left,
@@ -194,6 +222,7 @@ def bill_row(bill: BillReport, *, total: bool = False) -> tuple[str, ...]:
         bill.lease[:8],
         bill.node,
         *(f"{seconds:.3f} s" for seconds in times),
+        f"{bill.gpu_s:.3f} s" if bill.gpu_s else "",
         str(bill.calls),
         cost,
     )

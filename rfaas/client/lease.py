@@ -93,6 +93,7 @@ class Lease(Lanes):
         self.transport = ""
         self.endpoint: Endpoint | None = None  # where the worker listens, over verbs
         self.cpus: tuple[int, ...] = ()
+        self.gpus: tuple[str, ...] = ()  # which of the node's
         self.was_kept = False  # whether the worker is that of a former lease, with its state
         self.steps_ns: dict[str, int] = {}
         self._ends_at_s: float | None = None  # once notice was given
@@ -269,6 +270,7 @@ class Lease(Lanes):
         self.endpoint = started.endpoint
         self.isolation, self.lacks = started.isolation, started.lacks
         self.cpus = started.cpus
+        self.gpus = started.gpus
         self.was_kept = started.kept
         self._install(lanes, names)
         self._unsure = False

@@ -145,6 +145,7 @@ class Session:
         library: str | os.PathLike[str] | bytes = "",
         *,
         memory: int | str | None = None,
+        gpus: int | None = None,
         isolation: str | None = None,
         placement: Literal["pack", "spread", "node"] | None = None,
         wait_s: float | None = None,
@@ -163,6 +164,7 @@ class Session:
             library: path of a shared object, or its bytes.
             memory: bytes that the workers may use together, text such as "2GiB", or "all"
                 that a node has.
+            gpus: for the workers alone; over several nodes they go by cores.
             isolation: the level that the worker is held by; "default": `sandbox`, or of a private
                 executor that cannot hold it, since the functions are the caller's own, `process`.
             placement: "pack" on as few nodes as possible, "spread" evenly over many, "node"
@@ -194,6 +196,7 @@ class Session:
             placement=self._asked("lease", "placement", placement),
             wait_s=self._asked("lease", "wait_s", wait_s),
             image=self._asked("lease", "image", image),
+            gpus=self._asked("lease", "gpus", gpus),
         )
         found = Library.read(library)
         options = {

@@ -65,6 +65,7 @@ class WideLease(Lease):
         self.transport = parts[0].transport
         self.endpoint = parts[0].endpoint
         self.cpus = tuple(cpu for part in parts for cpu in part.cpus)
+        self.gpus = tuple(gpu for part in parts for gpu in part.gpus)
         self.steps_ns |= parts[0].steps_ns
         self._gather()
 

@@ -121,6 +121,7 @@ class OwnAuthority:
             node.isolation,
             (),
             clock.monotonic_s(),
+            node.gpus,
         )
 
     def claims(self, request: OpenLease, nonce: bytes) -> Claims:
@@ -369,6 +370,7 @@ def granted(grant: Lease, address: str, key: bytes, wall_s: float, request_id: i
         memory_bytes=grant.memory_bytes,
         isolation=grant.isolation,
         image=grant.image,
+        gpus=grant.gpus,
         duration_s=grant.duration_s,
         issued_at_s=wall_s,
         not_after_s=wall_s + grant.duration_s,
@@ -385,6 +387,7 @@ def granted(grant: Lease, address: str, key: bytes, wall_s: float, request_id: i
         duration_s=grant.duration_s,
         token=sign(claims, key),
         secret=secret_of(grant.lease, key),
+        gpus=grant.gpus,
     )
 
 
@@ -405,6 +408,7 @@ def ask_of(request: RequestLease, account: str, lease: str) -> Ask:
         duration_s=request.duration_s,
         isolation=request.isolation,
         image=request.image,
+        gpus=request.gpus,
         placement=request.placement,
         wait_s=request.wait_s,
     )

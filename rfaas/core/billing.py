@@ -92,6 +92,7 @@ def cost(usage: Usage, prices: PricesConfig) -> float:
         usage.allocated_ns * prices.allocated_core_hour
         + usage.polling_ns * prices.polling_core_hour
         + usage.executing_ns * prices.executing_core_hour
+        + usage.gpu_ns * prices.gpu_hour
     )
     return hours / HOUR_NS + usage.calls * prices.million_calls / 1e6
 
@@ -114,7 +115,7 @@ def summed(bills: Iterable[Bill], by: str) -> list[Bill]:
 
 
 def report(bill: Bill, prices: PricesConfig) -> BillReport:
-    """A bill for people: core-seconds, and what it costs."""
+    """A bill for people: core-seconds, GPU-seconds, and what it costs."""
     usage = bill.usage
     return BillReport(
         day=bill.day,
@@ -128,6 +129,7 @@ def report(bill: Bill, prices: PricesConfig) -> BillReport:
         failed=usage.failed,
         cost=cost(usage, prices),
         currency=prices.currency,
+        gpu_s=usage.gpu_ns / 1e9,
     )
 
 

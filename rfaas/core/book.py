@@ -20,6 +20,7 @@ from rfaas.proto.messages import LeaseReport, NodeReport, Usage
 
 CORES_MAX = 65536
 MEMORY_BYTES_MAX = 2**60
+GPUS_MAX = 4096
 NODES_MAX = 16384  # joining past it makes the node go that has been lost longest
 ENDED_MAX = 4096  # ended leases kept for display; the oldest go first
 STALE_MAX = 4096  # deadlines of leases that have ended, before they are swept
@@ -32,6 +33,8 @@ class Totals(NamedTuple):
     cores_free: int
     up: int
     lost: int
+    gpus: int = 0
+    gpus_free: int = 0
 
 
 class Book:
@@ -44,7 +47,7 @@ class Book:
         self._live: dict[str, Lease] = {}
         self._bundles: dict[str, list[Lease]] = {}  # live, by the first one's id
         self._torn: set[str] = set()  # bundles of which a part had ended before a restart
-        self._held: dict[str, list[int]] = {}  # cores and leases of an account
+        self._held: dict[str, list[int]] = {}  # cores, leases, GPUs of an account
         self._ended: dict[str, Lease] = {}
         self._ended_order: deque[str] = deque()
         self._news: list[Ended] = []  # for the next tick
@@ -60,7 +63,7 @@ class Book:
 
     # Nodes
 
-    def join(
+    def join(  # noqa: PLR0913, PLR0917 - what a node offers
         self,
         node: str,
         address: str,
@@ -70,6 +73,7 @@ class Book:
         isolation: tuple[str, ...],
         live: Collection[str],
         now_s: float,
+        gpus: int = 0,
     ) -> list[str]:
         """A node offers itself, for the first time or again; it still serves `live`.
 
@@ -79,20 +83,22 @@ class Book:
         may be granted and not opened yet); for a new one those in `live` stay
         and the next `tick` reports the others as node-lost.
         """
-        check_amounts(cores, memory_bytes)
+        check_amounts(cores, memory_bytes, gpus)
         known = self._nodes.get(node)
         if known is None and len(self._nodes) >= NODES_MAX:
             self._forget_lost(node)
         held = [self._live[lease] for lease in known.leases] if known else []
-        joined = self._add_node(node, address, incarnation, cores, memory_bytes, isolation, now_s)
+        joined = self._add_node(
+            node, address, incarnation, cores, memory_bytes, isolation, now_s, gpus
+        )
         joined.state = "up"
         joined.draining = known is not None and known.draining
         for lease in sorted(held, key=lambda lease: lease.fence):
             if lease.lease not in self._live:  # it ended with another one of its bundle
                 continue
             stays = lease.lease in live or (known and known.incarnation == incarnation)
-            if stays and joined.fits(lease.cores, lease.memory_bytes):
-                joined.take(lease.lease, lease.cores, lease.memory_bytes)
+            if stays and joined.fits(lease.cores, lease.memory_bytes, lease.gpus):
+                joined.take(lease.lease, lease.cores, lease.memory_bytes, lease.gpus)
             else:
                 self._news.append(self._close(lease, "node-lost", now_s))
         if not joined.draining:
@@ -195,7 +201,7 @@ class Book:
 
     # Restart
 
-    def restore_node(
+    def restore_node(  # noqa: PLR0913, PLR0917 - as `join`
         self,
         node: str,
         address: str,
@@ -205,9 +211,12 @@ class Book:
         isolation: tuple[str, ...],
         now_s: float,
         draining: bool = False,
+        gpus: int = 0,
     ) -> None:
         """Enter a node from a store: lost until it joins, its leases kept so long."""
-        added = self._add_node(node, address, incarnation, cores, memory_bytes, isolation, now_s)
+        added = self._add_node(
+            node, address, incarnation, cores, memory_bytes, isolation, now_s, gpus
+        )
         added.draining = draining
 
     def restore_lease(self, lease: Lease, now_s: float) -> None:
@@ -226,8 +235,8 @@ class Book:
         self._enter(lease)
         node = self._nodes.get(lease.node)
         whole = not lease.bundle or lease.bundle not in self._torn
-        if whole and node is not None and node.fits(lease.cores, lease.memory_bytes):
-            node.take(lease.lease, lease.cores, lease.memory_bytes)
+        if whole and node is not None and node.fits(lease.cores, lease.memory_bytes, lease.gpus):
+            node.take(lease.lease, lease.cores, lease.memory_bytes, lease.gpus)
         else:
             self._torn.add(lease.bundle)
             self._news.append(self._close(lease, "node-lost", now_s))
@@ -291,6 +300,8 @@ class Book:
             cores_free=sum(node.cores_free for node in here),
             up=len(here),
             lost=len(self._nodes) - len(here),
+            gpus=sum(node.gpus for node in here),
+            gpus_free=sum(node.gpus_free for node in here),
         )
 
     def lease_states(self) -> dict[str, int]:
@@ -304,10 +315,11 @@ class Book:
         self._live[lease.lease] = lease
         held = self._held.get(lease.account)
         if held is None:
-            self._held[lease.account] = [lease.cores, 1]
+            self._held[lease.account] = [lease.cores, 1, lease.gpus]
         else:
             held[0] += lease.cores
             held[1] += 1
+            held[2] += lease.gpus
         if lease.bundle:
             self._bundles.setdefault(lease.bundle, []).append(lease)
         self._push_deadline(lease.ends_at_s, lease.lease)
@@ -334,6 +346,7 @@ class Book:
         memory_bytes: int,
         isolation: tuple[str, ...],
         now_s: float,
+        gpus: int,
     ) -> Node:
         if (known := self._nodes.get(node)) is not None:
             self._index.remove(known)
@@ -349,6 +362,8 @@ class Book:
             silent_until_s=now_s + self._silence_max_s,
             cores_free=cores,
             memory_free_bytes=memory_bytes,
+            gpus=gpus,
+            gpus_free=gpus,
         )
         self._nodes[node] = added
         if added.silent_until_s < math.inf:
@@ -372,13 +387,14 @@ class Book:
         del self._live[lease.lease]
         node = self._nodes.get(lease.node)
         if node is not None:
-            node.give(lease.lease, lease.cores, lease.memory_bytes)
+            node.give(lease.lease, lease.cores, lease.memory_bytes, lease.gpus)
         held = self._held[lease.account]
         if held[1] == 1:
             del self._held[lease.account]
         else:
             held[0] -= lease.cores
             held[1] -= 1
+            held[2] -= lease.gpus
         lease.state = cause
         lease.ends_at_s = min(lease.ends_at_s, now_s)
         self._keep_ended(lease)
@@ -402,10 +418,11 @@ class Book:
             self._push_deadline(ends_at_s, lease.lease)
 
 
-def check_amounts(cores: int, memory_bytes: int) -> None:
-    for what, value, most in (
-        ("cores", cores, CORES_MAX),
-        ("bytes of memory", memory_bytes, MEMORY_BYTES_MAX),
+def check_amounts(cores: int, memory_bytes: int, gpus: int = 0) -> None:
+    for what, value, least, most in (
+        ("cores", cores, 1, CORES_MAX),
+        ("bytes of memory", memory_bytes, 1, MEMORY_BYTES_MAX),
+        ("GPUs", gpus, 0, GPUS_MAX),
     ):
-        if not 1 <= value <= most:
-            raise UsageError(f"{value} {what} cannot be, 1 to {most} are allowed")
+        if not least <= value <= most:
+            raise UsageError(f"{value} {what} cannot be, {least} to {most} are allowed")

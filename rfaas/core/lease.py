@@ -36,6 +36,7 @@ class Ask(Struct, frozen=True, kw_only=True, gc=False):
     isolation: str
     placement: Placement = "pack"
     image: str = ""  # for level `container`
+    gpus: int = 0
     wait_s: float = 0.0  # how long it may stand in the queue; 0: not at all
 
 
@@ -78,6 +79,7 @@ class Lease(Struct, gc=False):
     state: str = LIVE
     usage: Usage = UNUSED
     image: str = ""  # not kept in a store: the node knows it from the first token
+    gpus: int = 0
 
     def over(self, now_s: float) -> str:
         """Why the lease is over, "" where it is not; a deadline counts before its tick."""
@@ -99,4 +101,5 @@ class Lease(Struct, gc=False):
             age_s=until_s - self.granted_at_s,
             remaining_s=max(0.0, self.ends_at_s - until_s),
             usage=self.usage,
+            gpus=self.gpus,
         )

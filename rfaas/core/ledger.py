@@ -15,7 +15,10 @@ ended because time passed, `settle` what became of requests that waited.
     bundle   leases of several nodes that one request got: granted all or none,
              renewed together; when one ends, all do
 
-Invariants, held by tests/core/test_ledger_properties.py: the cores and memory
+The ledger counts GPUs, as it does cores; which ones a lease has its node says, in
+core/supervisor.py: it alone knows when a worker that held one is gone.
+
+Invariants, held by tests/core/test_ledger_properties.py: the cores, memory and GPUs
 of a node's live leases never exceed what it has, and all is free again when
 all have ended; a lease is on one node; it ends once; no account holds more
 than its quota; a bundle is live as a whole or not at all.
@@ -33,12 +36,15 @@ from rfaas.core.waiting import PASSED_MAX, Queue
 from rfaas.errors import CapacityError, LeaseEndedError, UsageError
 from rfaas.proto.messages import Usage
 
+Amounts = tuple[Node, int, int, int]  # as of a Part
+
 
 class Quota(NamedTuple):
     """What one account may hold at once; 0: no bound."""
 
     cores_max: int = 0
     leases_max: int = 0
+    gpus_max: int = 0
 
 
 class Ledger(Book):
@@ -213,18 +219,22 @@ class Ledger(Book):
 
     def _try(self, ask: Ask, now_s: float) -> Lease | None:
         """Grant what was checked, if there is room."""
-        whole = ALL in (ask.cores, ask.memory_bytes)
-        if ask.placement != "spread" or whole or self._new_id is None:
-            node = self._index.best(ask.cores, ask.memory_bytes, ask.isolation)
+        if (
+            ask.placement != "spread"
+            or self._new_id is None
+            or ALL in (ask.cores, ask.memory_bytes)
+        ):
+            node = self._index.best(ask.cores, ask.memory_bytes, ask.isolation, ask.gpus)
             if node is not None:
                 cores, memory_bytes = ask.cores or node.cores, ask.memory_bytes or node.memory_bytes
-                return self._place(ask, ask.lease, "", node, cores, memory_bytes, now_s)
+                part = (node, cores, memory_bytes, ask.gpus)  # no Part: its making takes 0.3 us
+                return self._place(ask, ask.lease, "", part, now_s)
         first: Lease | None = None
         parts = self._several(ask) or []
         bundle = ask.lease if len(parts) > 1 else ""
-        for node, cores, memory_bytes in parts:
+        for part in parts:
             lease_id = self._new_id() if first is not None and self._new_id else ask.lease
-            lease = self._place(ask, lease_id, bundle, node, cores, memory_bytes, now_s)
+            lease = self._place(ask, lease_id, bundle, part, now_s)
             first = first or lease
         return first
 
@@ -232,19 +242,11 @@ class Ledger(Book):
         if ask.placement == "node" or ALL in (ask.cores, ask.memory_bytes) or not self._new_id:
             return None
         spread = ask.placement == "spread"
-        return self._index.several(ask.cores, ask.memory_bytes, ask.isolation, spread)
+        return self._index.several(ask.cores, ask.memory_bytes, ask.isolation, spread, ask.gpus)
 
-    def _place(
-        self,
-        ask: Ask,
-        lease_id: str,
-        bundle: str,
-        node: Node,
-        cores: int,
-        memory_bytes: int,
-        now_s: float,
-    ) -> Lease:
-        node.take(lease_id, cores, memory_bytes)
+    def _place(self, ask: Ask, lease_id: str, bundle: str, part: Amounts, now_s: float) -> Lease:
+        node, cores, memory_bytes, gpus = part
+        node.take(lease_id, cores, memory_bytes, gpus)
         self._fence += 1
         lease = Lease(
             lease_id,
@@ -260,6 +262,7 @@ class Ledger(Book):
             bundle,
             ask.account,
             image=ask.image,
+            gpus=gpus,
         )
         self._enter(lease)
         return lease
@@ -298,23 +301,26 @@ class Ledger(Book):
         return held[0] if held else 0
 
     def _check(self, ask: Ask) -> None:
-        if not (0 < ask.cores <= CORES_MAX and 0 < ask.memory_bytes <= MEMORY_BYTES_MAX):
+        if ask.gpus or not (
+            0 < ask.cores <= CORES_MAX and 0 < ask.memory_bytes <= MEMORY_BYTES_MAX
+        ):
             check_amounts(
                 1 if ask.cores == ALL else ask.cores,
                 1 if ask.memory_bytes == ALL else ask.memory_bytes,
+                ask.gpus,
             )
         self._check_duration(ask.duration_s)
         if self.find(ask.lease) is not None or ask.lease in self._queue:
             raise UsageError(f"lease {ask.lease[:8]} exists already")
 
     def _over_quota(self, ask: Ask) -> CapacityError | None:
-        cores_max, leases_max = self._quota
-        if not (cores_max or leases_max):
+        cores_max, leases_max, gpus_max = self._quota
+        if not (cores_max or leases_max or gpus_max):
             return None
-        cores, leases = self._held.get(ask.account, (0, 0))
+        cores, leases, gpus = self._held.get(ask.account, (0, 0, 0))
         wanted = ask.cores
         if wanted == ALL:
-            idle = self._index.best(ALL, ask.memory_bytes, ask.isolation)
+            idle = self._index.best(ALL, ask.memory_bytes, ask.isolation, ask.gpus)
             wanted = idle.cores if idle is not None else 1
         if cores_max and cores + wanted > cores_max:
             return CapacityError(
@@ -327,19 +333,25 @@ class Ledger(Book):
                 f"cannot grant a lease: {ask.account} holds {leases}, the most that one client may",
                 hint="release a lease",
             )
+        if gpus_max and ask.gpus and gpus + ask.gpus > gpus_max:
+            return CapacityError(
+                f"cannot lease {ask.gpus} GPUs: {ask.account} holds {gpus} of the {gpus_max} "
+                "that one client may",
+                hint="release a lease, or ask for fewer GPUs",
+            )
         return None
 
     def _never(self, ask: Ask) -> bool:
-        return 0 < self._quota.cores_max < ask.cores
+        return 0 < self._quota.cores_max < ask.cores or 0 < self._quota.gpus_max < ask.gpus
 
     def _possible(self, ask: Ask) -> bool:
         """Whether the nodes that are up could take it if they were idle."""
         one = ask.placement == "node" or self._new_id is None
-        return self._index.possible(ask.cores, ask.memory_bytes, ask.isolation, one)
+        return self._index.possible(ask.cores, ask.memory_bytes, ask.isolation, one, ask.gpus)
 
     def _refusal(self, ask: Ask, when: str = "") -> CapacityError:
         one = ask.placement == "node" or self._new_id is None
-        refused = self._index.refusal(ask.cores, ask.memory_bytes, ask.isolation, one)
+        refused = self._index.refusal(ask.cores, ask.memory_bytes, ask.isolation, one, ask.gpus)
         return CapacityError(refused.text + when, hint=refused.hint) if when else refused
 
     def _check_duration(self, duration_s: float) -> None:

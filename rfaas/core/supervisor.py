@@ -2,7 +2,9 @@
 
 The executor's decisions, without its processes: events and a time go in,
 actions come out.  A lease's cores are taken when it is opened and free again
-only when its last worker is gone, so two workers never share a core.
+only when its last worker is gone, so two workers never share a core.  Nor a GPU: which
+ones a lease has is decided here, as with cores, by who knows when a worker is really gone.
+A token says how many, so none can name another lease's.
 
     lease    open -> live -> close, or tick past its deadline -> ending -> over
     worker   start -> starting -> loaded -> serving -> (stop) -> exited
@@ -46,6 +48,7 @@ class LeaseOnNode:
     cpus: tuple[int, ...]
     opened_at_s: float
     ends_at_s: float
+    gpus: tuple[str, ...] = ()
     worker: Worker | None = None
     crashed: int = 0
     cause: str = ""  # set once it is ending
@@ -94,11 +97,16 @@ class Supervisor:
     Args:
         cpus: one entry for each core that may be leased: the processor to pin its lane
             to, or -1.  Handed out from the last, as the first ones serve interrupts.
+        gpus: the name of each GPU that may be leased; handed out from the first.
     """
 
-    def __init__(self, cpus: Sequence[int], workers_crashed_max: int) -> None:
+    def __init__(
+        self, cpus: Sequence[int], workers_crashed_max: int, gpus: Sequence[str] = ()
+    ) -> None:
         self._free = list(cpus)
         self._cores = len(cpus)
+        self._gpus = list(gpus)
+        self._gpus_free = list(gpus)
         self._workers_crashed_max = workers_crashed_max
         self._leases: dict[str, LeaseOnNode] = {}
         self._over: OrderedDict[str, str] = OrderedDict()
@@ -131,8 +139,15 @@ class Supervisor:
                 f"lease {claims.lease[:8]} needs {claims.cores} cores, "
                 f"{len(self._free)} of {self._cores} are free on node {claims.node}"
             )
+        if claims.gpus > len(self._gpus_free):
+            raise CapacityError(
+                f"lease {claims.lease[:8]} needs {claims.gpus} GPUs, "
+                f"{len(self._gpus_free)} of {len(self._gpus)} are free on node {claims.node}"
+            )
         cpus = tuple(self._free.pop() for _ in range(claims.cores))
-        lease = LeaseOnNode(claims, cpus, now_s, now_s + left_s)
+        gpus = tuple(self._gpus_free[: claims.gpus])
+        del self._gpus_free[: claims.gpus]
+        lease = LeaseOnNode(claims, cpus, now_s, now_s + left_s, gpus)
         self._leases[claims.lease] = lease
         return lease
 
@@ -219,6 +234,11 @@ class Supervisor:
         found = self._leases[lease]
         return allocated_ns(len(found.cpus), now_s - found.opened_at_s)
 
+    def gpu_ns(self, lease: str, now_s: float) -> int:
+        """GPU-nanoseconds, in the same way."""
+        found = self._leases[lease]
+        return allocated_ns(len(found.gpus), now_s - found.opened_at_s)
+
     def in_use(self) -> tuple[int, int]:
         """Cores and bytes of memory of the leases that have a worker now."""
         serving = [one for one in self._leases.values() if one.worker is not None]
@@ -236,9 +256,10 @@ class Supervisor:
         return [Kill(worker.number)]
 
     def _over_now(self, lease: str, now_s: float) -> list[Action]:
-        allocated = self.allocated_ns(lease, now_s)
+        allocated, gpu_ns = self.allocated_ns(lease, now_s), self.gpu_ns(lease, now_s)
         found = self._leases.pop(lease)
         self._free += reversed(found.cpus)
+        self._gpus_free = [one for one in self._gpus if one in self._gpus_free or one in found.gpus]
         self._over[lease] = found.cause
         if len(self._over) > LEASES_REMEMBERED_MAX:
             self._over.popitem(last=False)
@@ -248,5 +269,6 @@ class Supervisor:
             executing_ns=found.used.executing_ns,
             calls=found.used.calls,
             failed=found.used.failed,
+            gpu_ns=gpu_ns,
         )
         return [Over(lease, found.cause, used)]

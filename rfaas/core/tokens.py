@@ -23,7 +23,7 @@ import msgspec
 from msgspec import Struct
 
 from rfaas.errors import InternalError, LeaseEndedError, ProtocolError
-from rfaas.proto.messages import Bytes, Cores, Count, ImageName, LeaseId, Name, Seconds
+from rfaas.proto.messages import Bytes, Cores, Count, Gpus, ImageName, LeaseId, Name, Seconds
 
 SCHEME_HMAC_SHA256 = 1
 KEY_BYTES = 32
@@ -44,6 +44,7 @@ class Claims(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     memory_bytes: Bytes
     isolation: Name
     image: ImageName = ""
+    gpus: Gpus = 0  # which ones the node says
     duration_s: Seconds
     issued_at_s: float
     not_after_s: float

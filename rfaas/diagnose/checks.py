@@ -427,9 +427,24 @@ def _software_device(facts: Facts) -> list[str]:
     return [link] if facts.modules.get("rdma_rxe") == "there" else ["modprobe rdma_rxe", link]
 
 
+def gpus(facts: Facts, wants: Wants) -> Iterator[Finding]:
+    """What a node could lend."""
+    names = ", ".join(f"{name} ({visible})" for name, visible in facts.gpus.items())
+    yield Finding(check="GPUs", text=names or "none to lend")
+    for why in facts.gpus_left_out:
+        yield Finding(check="GPUs", text=why)
+    if facts.gpu_nodes_closed:
+        nodes = " ".join(facts.gpu_nodes_closed)
+        yield Finding(
+            check="GPUs",
+            text=f"a worker in a sandbox cannot open {nodes}: nobody's groups do not count there",
+            mend=[f"chmod 0666 {nodes}   # for good: a rule of udev(7) with MODE"],
+        )
+
+
 CHECKS: tuple[Check, ...] = (
     *(python, shared_memory, cores, clock, huge_pages, open_files),
     *(namespaces, landlock, seccomp, cgroups),
-    *(bubblewrap, containers),
+    *(bubblewrap, containers, gpus),
     *(modules, libraries, devices, atomics, memlock, transport),
 )

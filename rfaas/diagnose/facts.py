@@ -16,7 +16,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
-from rfaas.diagnose import containers, devices, netlink, pyverbs_import
+from rfaas.diagnose import containers, devices, gpus, netlink, pyverbs_import
 from rfaas.diagnose.records import Cgroup, Facts
 
 NATIVE = ("_window", "_calls", "_worker")  # what every call needs
@@ -42,6 +42,7 @@ def gather() -> Facts:
     huge = _meminfo()
     pyverbs, pyverbs_error = _pyverbs()
     shm_bytes, shm_error = _shared_memory()
+    gpu = gpus.find()
     return Facts(
         host=os.uname().nodename,
         kernel=os.uname().release,
@@ -78,6 +79,9 @@ def gather() -> Facts:
         programs=containers.programs(),
         bubblewrap_error=containers.bubblewrap_error(),
         has_seccomp_filter=os.path.exists("/proc/sys/kernel/seccomp/actions_avail"),
+        gpus={one.name: one.visible for one in gpu.gpus},
+        gpus_left_out=gpu.left_out,
+        gpu_nodes_closed=sorted({node for one in gpu.gpus for node in gpus.closed_nodes(one)}),
     )
 
 

@@ -143,6 +143,9 @@ class Facts(Record, frozen=True, kw_only=True):
     has_seccomp_filter: bool = False
     programs: dict[str, str] = {}  # name: where it is; "": not here
     bubblewrap_error: str = ""  # "": bwrap confines
+    gpus: dict[str, str] = {}  # name: its UUID or index
+    gpus_left_out: list[str] = []  # in words
+    gpu_nodes_closed: list[str] = []  # that a worker in a sandbox cannot open
 
 
 class Wants(Record, frozen=True, kw_only=True):

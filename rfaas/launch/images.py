@@ -172,10 +172,13 @@ class Images:
         """In a process of its own: what is unpacked comes from strangers."""
         wanted = ARCHITECTURES.get(os.uname().machine, os.uname().machine)
         digest = image.digest if image.is_layout else ""  # skopeo has checked what it fetched
-        code = f"{tree}.code"  # as a file: what runs it need not find this program's modules
-        _write_unpacker(code)
-        command = [sys.executable, "-I", "-S", "-c", UNPACK, code, layout, tree, wanted, digest]
-        status, lines = await self._run(command, None)
+        if getattr(sys, "frozen", False):  # PyInstaller's binary; see packaging/boot/binary.py
+            unpacker = [sys.executable, "--unpack-image"]
+        else:
+            code = f"{tree}.code"  # as a file: what runs it need not find this program's modules
+            _write_unpacker(code)
+            unpacker = [sys.executable, "-I", "-S", "-c", UNPACK, code]
+        status, lines = await self._run([*unpacker, layout, tree, wanted, digest], None)
         if status:
             text = lines[-1] if lines else f"unpacking ended with status {status}"
             kind: type[RfaasError] = SystemCallError if status == 71 else UsageError

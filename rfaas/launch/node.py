@@ -1,4 +1,4 @@
-"""What a node lends: cores, with the processor of each, and memory."""
+"""What a node lends: cores, with the processor of each, memory and GPUs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import os
 from msgspec.structs import replace
 
 from rfaas.config import ExecutorConfig
+from rfaas.diagnose import gpus
+from rfaas.proto.worker_messages import Gpu
 
 PRIVATE = "private"  # the name of an executor that serves one client
 
@@ -52,3 +54,23 @@ def memory_of(config: ExecutorConfig) -> int:
         return config.memory
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return memory - memory % (1 << 20)  # whole MiB: a figure that can be asked for
+
+
+def gpus_of(config: ExecutorConfig) -> list[Gpu]:
+    """The GPUs that the node lends; in the log, what of them it does not.
+
+    Raises:
+        ConfigError: `executor.gpus` names one that is not there.
+    """
+    if config.gpus == "none":
+        return []
+    found = gpus.find()
+    lent = gpus.chosen(config.gpus, found)
+    if config.gpus == "auto":
+        for why in found.left_out:
+            log.warning("%s", why)
+    for gpu in lent:
+        log.info("lends GPU %s (%s)", gpu.name, gpu.visible)
+        for node in gpus.closed_nodes(gpu):
+            log.warning("GPU %s: a worker in a sandbox cannot open %s: its mode", gpu.name, node)
+    return lent

@@ -12,6 +12,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
+from msgspec.structs import replace
+
 from rfaas.clock import Clock
 from rfaas.config import ExecutorConfig
 from rfaas.core.keeping import Shape
@@ -33,7 +35,7 @@ from rfaas.launch.keep import Keep, Owner
 from rfaas.launch.levels import DEFAULT, Levels
 from rfaas.launch.libraries import Libraries
 from rfaas.launch.meter import Meter
-from rfaas.launch.node import PRIVATE, partners_of
+from rfaas.launch.node import PRIVATE, gpus_of, partners_of
 from rfaas.launch.output import Output, Outputs
 from rfaas.launch.warm import Warm
 from rfaas.launch.workers import WorkerProcess, Zygote, crash_cause, exit_text
@@ -41,6 +43,7 @@ from rfaas.launch.zygote import Started
 from rfaas.proto.messages import StartWorker, Usage
 from rfaas.proto.worker_messages import (
     ContainerTask,
+    Gpu,
     Limits,
     LoadLibrary,
     SpawnWorker,
@@ -77,6 +80,8 @@ class Pool:
     ) -> None:
         self.outputs = Outputs()
         self.libraries = Libraries(config.library_cache_bytes_max)
+        self.gpus: dict[str, Gpu] = {}  # by name; known once `offered` has looked
+        self._cpus = cpus
         self._config = config
         self._clock = clock
         self._supervisor = Supervisor(cpus, config.workers_crashed_max)
@@ -105,8 +110,12 @@ class Pool:
         """The levels of isolation that this node grants: allowed here, and to be had here.
 
         Raises:
-            ConfigError: a level that `sandbox.levels` names does not exist, or cannot be had.
+            ConfigError: a level that `sandbox.levels` names does not exist, or cannot be had; a
+            GPU that `executor.gpus` names is not there.
         """
+        self.gpus = {gpu.name: gpu for gpu in gpus_of(self._config)}
+        crashed_max = self._config.workers_crashed_max
+        self._supervisor = Supervisor(self._cpus, crashed_max, list(self.gpus))
         self._levels = Levels(self._node, await self._zygote.levels())
         # Its client is told with its lease; all others by our log.
         self._levels.tell(quiet=self._config.name == PRIVATE)
@@ -170,6 +179,8 @@ class Pool:
         self._processes[worker.number] = process
         if transport == "verbs":
             process.account = self._accounts.open(host, len(lease.cpus))
+        if lease.gpus:  # a worker that was kept would hold them on, or have none
+            owner = owner._replace(keeps=False)
         ring_fed = transport != "verbs" or isinstance(process, WorkerApart)
         shape = _shape(request, lease, transport, ring_fed=ring_fed)
         self._shapes[worker.number] = shape, owner
@@ -186,6 +197,7 @@ class Pool:
             ),
             cpus=lease.cpus,
             container=container,
+            gpus=tuple(self.gpus[name] for name in lease.gpus),
         )
         task = LoadLibrary(
             ring_bytes=process.ring_bytes,
@@ -323,8 +335,10 @@ class Pool:
         allocated = self._supervisor.allocated_ns(lease, self._clock.monotonic_s())
         process = self._processes.get(found.worker.number) if found.worker else None
         if process is None:
-            return WorkerProcess(0, 0, 1, 4096).usage(allocated, found.used)
-        return process.usage(allocated, found.used)
+            process = WorkerProcess(0, 0, 1, 4096)
+        used = process.usage(allocated, found.used)
+        gpu_ns = self._supervisor.gpu_ns(lease, self._clock.monotonic_s())
+        return replace(used, gpu_ns=gpu_ns) if gpu_ns else used
 
     def _may_keep(self, lease: str) -> bool:
         """Whether the worker of a lease that is given back may outlive it: nothing runs there."""

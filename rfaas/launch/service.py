@@ -8,8 +8,10 @@ in the journal (sd-daemon(3)).  Without systemd, all of it does nothing.
 from __future__ import annotations
 
 import os
-import socket
-from collections.abc import MutableMapping
+
+TYPE_CHECKING = False  # to type checkers it is True
+if TYPE_CHECKING:
+    from collections.abc import MutableMapping
 
 STATUS_CHARACTERS_MAX = 1000  # a datagram must hold it
 
@@ -36,6 +38,8 @@ class Notifier:
     def _tell(self, state: str) -> None:
         if not self._address:
             return
+        import socket
+
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
             try:
                 sock.sendto(state.encode(), self._address)

@@ -46,6 +46,8 @@ class Warm:
 
     async def take(self, order: SpawnWorker) -> Spare | None:
         """A waiting worker of that level with those limits, now the caller's; or None."""
+        if order.gpus:  # it is shut in already, without them
+            return None
         while order.isolation == self._level and self._spares:
             spare = self._spares.pop(0)
             try:

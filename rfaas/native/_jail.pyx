@@ -11,11 +11,11 @@ from rfaas import errors
 cdef extern from "jail.h" nogil:
     int jail_clone(unsigned long namespaces)
     void jail_keep(int worker, int fd)
-    int jail_root(const char **paths, size_t count, const char **what)
+    int jail_root(const char **paths, size_t count, size_t devices, const char **what)
     void jail_forget()
     int jail_drop(const char **what)
     int jail_landlock_abi()
-    int jail_landlock(const char **what)
+    int jail_landlock(const char **devices, size_t count, const char **what)
     int jail_seccomp(int devices, const char **what)
 
 cdef extern from "<poll.h>" nogil:
@@ -101,18 +101,18 @@ def become(int user):
     os.setresuid(user, user, user)
 
 
-def enter_root(paths):
-    """An empty, read-only root with those absolute paths, and /proc/self/fd."""
+def enter_root(paths, devices=()):
+    """An empty, read-only root with those absolute paths, and /proc/self/fd.
+
+    No device works in there but `devices`, at their own paths.
+    """
     cdef const char *what = ""
-    cdef list encoded = [os.fsencode(path) for path in paths]
-    cdef size_t count = len(encoded), i
-    cdef const char **raw = <const char **>malloc((count + 1) * sizeof(char *))
-    if raw is NULL:
-        raise MemoryError
+    cdef list encoded = [os.fsencode(path) for path in (*paths, *devices)]
+    cdef const char **raw = _raw(encoded)
+    cdef int error
     try:
-        for i in range(count):
-            raw[i] = encoded[i]
-        _check(jail_root(raw, count, &what), what)
+        error = jail_root(raw, len(encoded), len(devices), &what)
+        _check(error, what)
     finally:
         free(raw)
 
@@ -132,7 +132,8 @@ def forget():
 def drop():
     """No capabilities, and no new privileges."""
     cdef const char *what = ""
-    _check(jail_drop(&what), what)
+    cdef int error = jail_drop(&what)
+    _check(error, what)
 
 
 def landlock_abi():
@@ -140,16 +141,38 @@ def landlock_abi():
     return max(0, jail_landlock_abi())
 
 
-def landlock():
-    """Read and execute what is beneath /, nothing else; no TCP, no signals and sockets outside."""
+def landlock(devices=()):
+    """Read and execute what is beneath /, nothing else; no TCP, no signals and sockets outside.
+
+    `devices` may be written to and have their ioctl(2), too.
+    """
     cdef const char *what = ""
-    _check(jail_landlock(&what), what)
+    cdef list encoded = [os.fsencode(path) for path in devices]
+    cdef const char **raw = _raw(encoded)
+    cdef int error
+    try:
+        error = jail_landlock(raw, len(encoded), &what)
+        _check(error, what)
+    finally:
+        free(raw)
 
 
 def seccomp(bint devices):
     """Only the system calls of jail_calls.c; with ioctl(2) for `devices`."""
     cdef const char *what = ""
-    _check(jail_seccomp(devices, &what), what)
+    cdef int error = jail_seccomp(devices, &what)
+    _check(error, what)
+
+
+cdef const char **_raw(list encoded) except NULL:
+    """Its strings, which it keeps; to be freed."""
+    cdef size_t count = len(encoded), i
+    cdef const char **raw = <const char **>malloc((count + 1) * sizeof(char *))
+    if raw is NULL:
+        raise MemoryError
+    for i in range(count):
+        raw[i] = encoded[i]
+    return raw
 
 
 cdef _check(int error, const char *what):

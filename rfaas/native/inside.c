@@ -79,8 +79,17 @@ static void confine(const inside_task *task) {
     if (jail_drop(&what))
         refuse(what);
     limit(task);
-    if (task->filter == INSIDE_FILTER && jail_seccomp(0, &what))
+    if (task->filter & INSIDE_FILTER && jail_seccomp(task->filter & INSIDE_DEVICES, &what))
         refuse(what);
+}
+
+static void set_environment(const char *entry, const char *end) {
+    while (entry < end) {
+        char *own = memchr(entry, 0, (size_t)(end - entry)) ? strdup(entry) : NULL;
+        if (!own || putenv(own)) /* it is the environment's from now on */
+            fail(INSIDE_FAILED, "the worker's environment cannot be set");
+        entry += strlen(entry) + 1;
+    }
 }
 
 static lane_function *load(const inside_task *task, int fd, const char *name, const char *end) {
@@ -153,14 +162,17 @@ static void work(const inside_task *task, const int *fds, pid_t parent) {
     if (table == MAP_FAILED)
         refuse("map its task");
     const uint64_t cpus_bytes = task->lanes * sizeof(int32_t);
-    if (cpus_bytes > task->table_bytes)
+    if (cpus_bytes > task->table_bytes ||
+        task->environment_bytes > task->table_bytes - cpus_bytes)
         fail(INSIDE_FAILED, "the worker's task is cut off");
+    const char *environment = (const char *)table + cpus_bytes;
+    const char *names = environment + task->environment_bytes;
+    set_environment(environment, names);
     confine(task);
     now = monotonic_ns();
     done.steps_ns[0] = now - at, at = now;
     lane_function *functions =
-        load(task, fds[LIBRARY], (const char *)table + cpus_bytes,
-             (const char *)table + task->table_bytes);
+        load(task, fds[LIBRARY], names, (const char *)table + task->table_bytes);
     now = monotonic_ns();
     done.steps_ns[1] = now - at, at = now;
     start(task, fds, (const int32_t *)table, functions);

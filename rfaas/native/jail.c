@@ -5,7 +5,6 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <linux/capability.h>
-#include <linux/landlock.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdint.h>
@@ -40,8 +39,11 @@
 #define ATTR_NOSUID 0x2
 #define ATTR_NODEV 0x4
 #define ACCESS_EXECUTE (1ULL << 0)
+#define ACCESS_WRITE_FILE (1ULL << 1)
 #define ACCESS_READ_FILE (1ULL << 2)
 #define ACCESS_READ_DIR (1ULL << 3)
+#define ACCESS_IOCTL_DEV (1ULL << 15) /* from ABI 5 on */
+#define RULE_PATH_BENEATH 1
 
 extern char **environ;
 
@@ -52,6 +54,11 @@ struct mount_attributes {
 struct ruleset {
     uint64_t files, net, scoped;
 };
+
+struct rule_path_beneath {
+    uint64_t allowed;
+    int32_t parent_fd;
+} __attribute__((packed));
 
 static int failed(const char **what, const char *step) {
     *what = step;
@@ -121,7 +128,16 @@ static int show(int root, const char *place, const char *path, const char *sourc
     return mount(source, target, NULL, MS_BIND | (S_ISDIR(found.st_mode) ? MS_REC : 0), NULL);
 }
 
-int jail_root(const char *const *paths, size_t count, const char **what) {
+/* Whether one of the paths lies in that folder, and would be hidden by what is mounted there. */
+static int hides(const char *place, const char *const *paths, size_t count) {
+    const size_t length = strlen(place);
+    for (size_t i = 0; i < count; i++)
+        if (!strncmp(paths[i], place, length) && paths[i][length] == '/')
+            return 1;
+    return 0;
+}
+
+int jail_root(const char *const *paths, size_t count, size_t devices, const char **what) {
     /* Any folder will do to put the new root on: nobody else sees it. */
     static const char *const places[] = {"/tmp", "/run", "/var", "/mnt", "/etc"};
     struct mount_attributes attributes = {.set = ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV};
@@ -129,7 +145,8 @@ int jail_root(const char *const *paths, size_t count, const char **what) {
     if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL))
         return failed(what, "make the mounts private");
     for (size_t i = 0; i < COUNT_OF(places) && !place; i++)
-        if (!mount("none", places[i], "tmpfs", MS_NOSUID | MS_NODEV, "size=256k,nr_inodes=512,mode=755"))
+        if (!hides(places[i], paths, count) &&
+            !mount("none", places[i], "tmpfs", MS_NOSUID | MS_NODEV, "size=256k,nr_inodes=512,mode=755"))
             place = places[i];
     if (!place)
         return failed(what, "mount the new root");
@@ -151,6 +168,10 @@ int jail_root(const char *const *paths, size_t count, const char **what) {
     if (syscall(SYS_mount_setattr, AT_FDCWD, "/", 0x8000 /* AT_RECURSIVE */, &attributes,
                 sizeof attributes))
         return failed(what, "make the root read-only");
+    const struct mount_attributes device = {.clear = ATTR_NODEV};
+    for (size_t i = count - devices; i < count; i++)
+        if (syscall(SYS_mount_setattr, AT_FDCWD, paths[i], 0, &device, sizeof device))
+            return failed(what, paths[i]);
     return 0;
 }
 
@@ -196,7 +217,19 @@ int jail_landlock_abi(void) {
     return (int)syscall(SYS_landlock_create_ruleset, NULL, 0, 1 /* ..._CREATE_RULESET_VERSION */);
 }
 
-int jail_landlock(const char **what) {
+static int allow(int set, const char *path, uint64_t access) {
+    struct rule_path_beneath rule = {.allowed = access,
+                                     .parent_fd = open(path, O_PATH | O_CLOEXEC)};
+    if (rule.parent_fd < 0)
+        return -1;
+    const int error = (int)syscall(SYS_landlock_add_rule, set, RULE_PATH_BENEATH, &rule, 0);
+    const int number = errno;
+    close(rule.parent_fd);
+    errno = number;
+    return error;
+}
+
+int jail_landlock(const char *const *devices, size_t count, const char **what) {
     /* What each ABI knows to refuse: landlock(7).  All is handled, and so refused. */
     static const int file_rights[] = {0, 13, 14, 15, 15, 16};
     const int abi = jail_landlock_abi();
@@ -212,15 +245,12 @@ int jail_landlock(const char **what) {
     const int set = (int)syscall(SYS_landlock_create_ruleset, &rules, size, 0);
     if (set < 0)
         return failed(what, "make a Landlock ruleset");
-    struct landlock_path_beneath_attr readable = {
-        .allowed_access = ACCESS_EXECUTE | ACCESS_READ_FILE | ACCESS_READ_DIR,
-        .parent_fd = open("/", O_PATH | O_CLOEXEC),
-    };
-    int error = readable.parent_fd < 0 ||
-                syscall(SYS_landlock_add_rule, set, LANDLOCK_RULE_PATH_BENEATH, &readable, 0) ||
-                syscall(SYS_landlock_restrict_self, set, 0);
+    int error = allow(set, "/", ACCESS_EXECUTE | ACCESS_READ_FILE | ACCESS_READ_DIR);
+    for (size_t i = 0; i < count && !error; i++)
+        error = allow(set, devices[i],
+                      (ACCESS_READ_FILE | ACCESS_WRITE_FILE | ACCESS_IOCTL_DEV) & rules.files);
+    error = error || syscall(SYS_landlock_restrict_self, set, 0);
     const int number = errno;
-    close(readable.parent_fd);
     close(set);
     errno = number;
     return error ? failed(what, "enter the Landlock ruleset") : 0;

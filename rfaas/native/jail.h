@@ -18,8 +18,9 @@ pid_t jail_clone(unsigned long namespaces);
 void jail_keep(pid_t worker, int fd) __attribute__((noreturn));
 
 /* Replace the root by an empty, read-only one that has, at their own paths, the `count` files and
- * folders of `paths`, and the calling process's own descriptors at /proc/self/fd. */
-int jail_root(const char *const *paths, size_t count, const char **what);
+ * folders of `paths`, and the calling process's own descriptors at /proc/self/fd.  Devices do not
+ * work in it, but for the last `devices` paths. */
+int jail_root(const char *const *paths, size_t count, size_t devices, const char **what);
 
 /* Overwrite the environment and the arguments, where the kernel and libc have them. */
 void jail_forget(void);
@@ -30,8 +31,9 @@ int jail_drop(const char **what);
 /* The ABI of the kernel's Landlock, or -1. */
 int jail_landlock_abi(void);
 
-/* Reading and executing beneath / alone; no TCP port, no socket or signal outside. */
-int jail_landlock(const char **what);
+/* Reading and executing beneath / alone, and writing to and controlling the `count` `devices`; no
+ * TCP port, no socket or signal outside. */
+int jail_landlock(const char *const *devices, size_t count, const char **what);
 
 /* The filter of system calls; `devices` adds ioctl(2), without which no device works. */
 int jail_seccomp(int devices, const char **what);

@@ -64,6 +64,7 @@ LeaseId = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]  # 128 random bits
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Cores = Annotated[int, Meta(ge=1, le=65536)]
+Gpus = Annotated[int, Meta(ge=0, le=4096)]
 Bytes = Annotated[int, Meta(ge=0, le=2**60)]
 Seconds = Annotated[float, Meta(ge=0, le=10 * 365 * 86400)]
 ImageName = Annotated[str, Meta(max_length=512)]  # as of rfaas.core.image
@@ -135,6 +136,7 @@ class RequestLease(Message, frozen=True):
     duration_s: Seconds
     isolation: Name = "sandbox"
     image: ImageName = ""
+    gpus: Gpus = 0
     placement: Literal["pack", "spread", "node"] = "pack"
     wait_s: Seconds = 0.0
 
@@ -151,6 +153,7 @@ class LeasePart(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     duration_s: Seconds
     token: Token
     secret: Proof
+    gpus: Gpus = 0
 
 
 class LeaseGranted(Message, frozen=True):
@@ -169,6 +172,7 @@ class LeaseGranted(Message, frozen=True):
     duration_s: Seconds
     token: Token
     secret: Proof = b""
+    gpus: Gpus = 0
     rest: tuple[LeasePart, ...] = ()
 
 
@@ -209,13 +213,14 @@ class RevokeLease(Message, frozen=True):
 
 
 class Usage(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What a lease used, summed over its lanes; nanoseconds."""
+    """What a lease used, summed over its lanes; nanoseconds.  Of GPUs: how long it held them."""
 
     allocated_ns: Count = 0
     polling_ns: Count = 0
     executing_ns: Count = 0
     calls: Count = 0
     failed: Count = 0
+    gpu_ns: Count = 0
 
 
 # Nodes -------------------------------------------------------------------
@@ -231,6 +236,7 @@ class JoinNode(Message, frozen=True):
     memory_bytes: Bytes
     isolation: Annotated[tuple[Name, ...], Meta(max_length=16)]
     leases: Annotated[tuple[LeaseId, ...], Meta(max_length=LEASES_PER_JOIN_MAX)] = ()
+    gpus: Gpus = 0
 
 
 class NodeJoined(Message, frozen=True):
@@ -266,6 +272,8 @@ class NodeReport(Struct, frozen=True, kw_only=True):
     memory_free_bytes: int
     leases: int
     beat_age_s: float
+    gpus: int = 0
+    gpus_free: int = 0
 
 
 class LeaseReport(Struct, frozen=True, kw_only=True):
@@ -279,6 +287,7 @@ class LeaseReport(Struct, frozen=True, kw_only=True):
     age_s: float
     remaining_s: float
     usage: Usage = Usage()
+    gpus: int = 0
 
 
 class ListNodes(Message, frozen=True):
@@ -416,6 +425,7 @@ class WorkerStarted(Message, frozen=True):
     isolation: Name = "process"  # the level that was obtained
     kept: bool = False  # from a former lease, with the state of its library
     lacks: Annotated[tuple[Name, ...], Meta(max_length=64)] = ()  # the parts that it has not
+    gpus: tuple[Name, ...] = ()  # which of the node's it has
 
 
 class ImageProgress(Message, frozen=True):

@@ -24,7 +24,10 @@ Amount = Annotated[float, Meta(ge=0)]
 
 
 class BillReport(Struct, frozen=True, kw_only=True):
-    """What a lease used on a day, in core-seconds; where bills are summed, what differs is ""."""
+    """What a lease used on a day, in core-seconds; where bills are summed, what differs is "".
+
+    `gpu_s` is how long it held GPUs.
+    """
 
     day: Day
     client: Annotated[str, Meta(max_length=255)]
@@ -37,6 +40,7 @@ class BillReport(Struct, frozen=True, kw_only=True):
     failed: Count
     cost: Amount
     currency: Annotated[str, Meta(max_length=128)] = ""
+    gpu_s: Amount = 0.0
 
 
 class ListBills(Message, frozen=True):

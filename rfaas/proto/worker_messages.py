@@ -35,6 +35,18 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     file_bytes: Bytes = 0
 
 
+class Gpu(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A GPU of the node: of which kind (diagnose/gpus.py), and what its worker must be given.
+
+    `visible` is what its library's variable calls it: a UUID, or an index.
+    """
+
+    name: Name
+    kind: Name
+    visible: Name
+    nodes: tuple[Text, ...]  # its own device, then those that all of its kind share
+
+
 class Lack(Struct, frozen=True, forbid_unknown_fields=True):
     """A part of a level that cannot be had on this node."""
 
@@ -132,6 +144,7 @@ class SpawnWorker(Message, frozen=True):
     limits: Limits = Limits()
     cpus: tuple[int, ...] = ()
     container: ContainerTask | None = None
+    gpus: tuple[Gpu, ...] = ()
 
 
 class WorkerSpawned(Message, frozen=True):

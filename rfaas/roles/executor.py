@@ -9,7 +9,6 @@ that is slow to load does not keep a link's end from being noticed.
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import os
 import secrets
@@ -33,9 +32,9 @@ from rfaas.errors import (
     PeerLostError,
     ProtocolError,
     RfaasError,
-    SystemCallError,
     UsageError,
     WorldError,
+    unexpected,
 )
 from rfaas.launch.images import Images
 from rfaas.launch.incoming import Incoming
@@ -116,7 +115,8 @@ class Executor:
         self, private: socket.socket | None, waiting: Callable[[str], None]
     ) -> asyncio.Task[None] | None:
         """Serve: at the configured address, or `private` alone (the task ends with that link)."""
-        self._node = replace(self._node, isolation=await self._pool.offered())
+        levels = await self._pool.offered()
+        self._node = replace(self._node, isolation=levels, gpus=len(self._pool.gpus))
         if private is not None:
             self._authority = OwnAuthority(self._node, self._clock)
             return self.listener.adopt(private)
@@ -289,7 +289,7 @@ class Executor:
             await aio.refuse(client.link, message.id, error)
         except Exception as error:  # without an answer, the client would wait for an hour
             log.exception("cannot answer %s of %s", type(message).__name__, client.link.peer)
-            await aio.refuse(client.link, message.id, unexpected(error, message))
+            await aio.refuse(client.link, message.id, unexpected(error, type(message).__name__))
         else:
             return
         if fds and isinstance(message, m.StartWorker):  # it serves, and its client knows nothing
@@ -374,6 +374,7 @@ class Executor:
             isolation=lease.claims.isolation,
             kept=process.was_kept,
             lacks=self._pool.lacks(lease.claims.isolation),
+            gpus=lease.gpus,
         )
         return started, carrier.offer(process.rings_fd)
 
@@ -424,6 +425,7 @@ class Executor:
             address=self._node.address,
             facts={
                 "cores": self._node.cores,
+                "GPUs": ", ".join(self._pool.gpus) or "none",
                 "isolation": ", ".join(map(self._pool.described, self._node.isolation)),
                 "leases": len(usage),
                 "workers kept": self._pool.kept,
@@ -431,18 +433,6 @@ class Executor:
                 "tokens refused": self._refused,
             },
         )
-
-
-def unexpected(error: Exception, message: m.Message) -> RfaasError:
-    """What a client hears when a request of its failed as we did not foresee."""
-    text = f"the executor cannot answer {type(message).__name__}: "
-    if not isinstance(error, OSError):
-        return InternalError(f"{text}{type(error).__name__}: {error}")
-    files = "its limit of open files is reached; raise it there with `ulimit -n`"
-    return SystemCallError(
-        text + (error.strerror or type(error).__name__),
-        hint=files if error.errno == errno.EMFILE else "",
-    )
 
 
 async def run(  # noqa: PLR0913 - what it is made of

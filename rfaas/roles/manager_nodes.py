@@ -50,6 +50,7 @@ class Nodes:
             isolation=asked.isolation,
             live=asked.leases,
             now_s=state.now_s(),
+            gpus=asked.gpus,
         )
         if asked.node in state.executors and state.executors[asked.node] is not peer:
             log.warning("node %s joined on a second link, the first counts no more", asked.node)
@@ -65,6 +66,7 @@ class Nodes:
             # Tokens that its clients have not shown yet stay good.
             key=known.key if known and again else state.random_bytes(tokens.KEY_BYTES),
             draining=known is not None and known.draining,
+            gpus=asked.gpus,
         )
         state.keeper.mark_node(node)
         state.emit("node-joined", node=asked.node)

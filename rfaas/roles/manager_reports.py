@@ -54,6 +54,8 @@ class Reports:
                 "nodes lost": len(nodes) - len(up),
                 "cores": sum(node.cores for node in up),
                 "cores free": sum(node.cores_free for node in up),
+                "GPUs": sum(node.gpus for node in up),
+                "GPUs free": sum(node.gpus_free for node in up),
                 "leases live": sum(node.leases for node in nodes),
                 "leases granted": state.granted,
                 "requests waiting": state.ledger.waiting,

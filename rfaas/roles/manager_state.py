@@ -60,7 +60,11 @@ class State:
             config.heartbeat_s,
             config.missed_beats_max,
             config.lease_duration_max_s,
-            quota=Quota(config.cores_per_client_max, config.leases_per_client_max),
+            quota=Quota(
+                config.cores_per_client_max,
+                config.leases_per_client_max,
+                config.gpus_per_client_max,
+            ),
             new_id=self.new_id,
         )
         self.keeper = Keeper(self.ledger, store, clock)

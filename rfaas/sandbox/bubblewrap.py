@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from rfaas.errors import RfaasError, SystemCallError
 from rfaas.proto.worker_messages import Lack
-from rfaas.sandbox import cgroups, inside, keeper, libraries, sandbox
+from rfaas.sandbox import cgroups, gpus, inside, keeper, libraries, sandbox
 
 if TYPE_CHECKING:
     from rfaas.config import SandboxConfig
@@ -43,6 +43,7 @@ class Bubblewrap:
     ) -> None:
         self._bwrap = program
         self._paths = paths
+        self.gpus = order.gpus
         self.group = group
         self.limits = keeper.rlimits(order.limits)
 
@@ -54,7 +55,10 @@ class Bubblewrap:
         command += ["--clearenv", "--cap-drop", "ALL", "--hostname", "rfaas"]
         for path in self._paths:
             command += ["--ro-bind", path, path]
-        command += ["--proc", "/proc", "--dev", "/dev", "--remount-ro", "/dev"]
+        command += ["--proc", "/proc", "--dev", "/dev"]
+        for node in gpus.nodes_of(self.gpus):
+            command += ["--dev-bind", node, node]
+        command += ["--remount-ro", "/dev"]
         command += ["--perms", "0555", "--ro-bind-data", str(PROGRAM_FD), PROGRAM]
         return [*command, "--remount-ro", "/", "--", PROGRAM, self.channel]
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from rfaas.errors import RfaasError, SystemCallError, UsageError
 from rfaas.proto.worker_messages import Lack
-from rfaas.sandbox import boxes, cgroups, engines, keeper
+from rfaas.sandbox import boxes, cgroups, engines, gpus, keeper
 
 if TYPE_CHECKING:
     from rfaas.config import SandboxConfig
@@ -31,11 +31,17 @@ class EngineContainer:
     def __init__(self, order: SpawnWorker, group: cgroups.Group | None) -> None:
         self.group = group
         self.limits = keeper.rlimits(order.limits)
+        self.gpus = order.gpus
         wanted = order.container
         if wanted is None:
             raise UsageError(
                 "level container needs an image",
                 hint="name one: lease.image, or --image NAME@sha256:DIGEST",
+            )
+        if outside := [node for node in gpus.nodes_of(self.gpus) if not node.startswith("/dev/")]:
+            raise UsageError(
+                f"level container cannot have GPU {outside[0]}: it is not beneath /dev",
+                hint="elsewhere it would be made in the image's own tree",
             )
         self._engine = engines.chosen(wanted.engine)
         self.what = f"the container ({self._engine.name})"
@@ -50,6 +56,7 @@ class EngineContainer:
             limits=order.limits,
             cpus=order.cpus,
             options=wanted.options,
+            gpus=order.gpus,
         )
         self.listener: socket.socket | None = None
         self.channel = str(keeper.CHANNEL_FD)
@@ -66,7 +73,7 @@ class EngineContainer:
         return self._engine.command(self._job)
 
     def become(self) -> None:
-        pass
+        gpus.see(self.gpus, alone=False)  # a site's hooks read them: Sarus, NVIDIA's
 
     def explain(self, status: int, text: str) -> RfaasError:
         if keeper.is_missing(status) and not text:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from rfaas.sandbox import stopping
+from rfaas.sandbox import gpus, stopping
 from rfaas.sandbox.end import End
 
 if TYPE_CHECKING:
@@ -52,5 +52,5 @@ def fork(birth: Birth) -> Forked:
     parent = os.getpid()
     pid = os.fork()
     if not pid:
-        birth.run(parent, lambda: None)
+        birth.run(parent, lambda: gpus.see(birth.order.gpus, alone=False))
     return Forked(pid)

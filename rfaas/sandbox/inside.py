@@ -12,7 +12,7 @@ import importlib.util
 import os
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from rfaas.errors import InternalError, LibraryError, RfaasError, SystemCallError
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 MAGIC = 0x31495352
 HELLO, LOADED, FAILED, FAILED_LIBRARY, ENDED = range(1, 6)
 LIMITS = 8
-FILTER = 1
+FILTER, DEVICES = 1, 2
 TEXT_MAX = 2048
 STEPS = ("confine", "load", "start_lanes")
 
-_TASK = struct.Struct("<4IqQQ")
+_TASK = struct.Struct("<4IqQQQ")
 _LIMIT = struct.Struct("<IIQ")
 _MESSAGE = struct.Struct(f"<Ii3Q{TEXT_MAX}s")
 _CREDENTIALS = struct.Struct("3i")  # ucred, unix(7): process, user, group
@@ -88,13 +88,20 @@ def listener(path: str) -> socket.socket:
     return sock
 
 
-def table(cpus: Sequence[int], functions: Sequence[ExportedFunction]) -> bytes:
-    """What does not fit into the task: processors of lanes, names of functions."""
+def variables(environment: Mapping[str, str]) -> bytes:
+    """The worker's environment, as its table has it."""
+    return b"".join(f"{name}={value}".encode() + b"\0" for name, value in environment.items())
+
+
+def table(
+    cpus: Sequence[int], functions: Sequence[ExportedFunction], variables: bytes = b""
+) -> bytes:
+    """What does not fit into the task: processors of lanes, variables, names of functions."""
     names = b"".join(bytes([one.abi]) + one.name.encode() + b"\0" for one in functions)
-    return struct.pack(f"<{len(cpus)}i", *cpus) + names
+    return struct.pack(f"<{len(cpus)}i", *cpus) + variables + names
 
 
-def send_task(
+def send_task(  # noqa: PLR0913 - the fields of a task
     sock: socket.socket,
     *,
     lanes: int,
@@ -102,6 +109,8 @@ def send_task(
     hot_timeout_ms: int,
     ring_bytes: int,
     table_bytes: int,
+    variables_bytes: int,
+    uses_devices: bool,
     limits: Sequence[tuple[int, int]],
     fds: Sequence[int],
 ) -> None:
@@ -111,7 +120,9 @@ def send_task(
         limits: (resource, value) for setrlimit(2), at most LIMITS.
         fds: library, rings, accounting page, table; lent.
     """
-    head = _TASK.pack(MAGIC, lanes, functions, FILTER, hot_timeout_ms, ring_bytes, table_bytes)
+    filters = FILTER | DEVICES if uses_devices else FILTER
+    sizes = (ring_bytes, table_bytes, variables_bytes)
+    head = _TASK.pack(MAGIC, lanes, functions, filters, hot_timeout_ms, *sizes)
     entries = [_LIMIT.pack(resource, 1, value) for resource, value in limits]
     entries += [bytes(_LIMIT.size)] * (LIMITS - len(entries))
     control = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds).tobytes())]

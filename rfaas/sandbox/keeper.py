@@ -31,12 +31,12 @@ from rfaas.paths import system_text
 from rfaas.proto.codec import names_page
 from rfaas.proto.messages import Error
 from rfaas.proto.worker_messages import LibraryLoaded, LoadLibrary, WorkerDied
-from rfaas.sandbox import cgroups, inside
+from rfaas.sandbox import cgroups, gpus, inside
 from rfaas.sandbox import limits as limits_of
 from rfaas.sandbox.end import End
 
 if TYPE_CHECKING:
-    from rfaas.proto.worker_messages import Limits
+    from rfaas.proto.worker_messages import Gpu, Limits
     from rfaas.sandbox import Birth
 
 CHANNEL_FD = 3  # the program's end of its socket
@@ -59,6 +59,7 @@ class Container(Protocol):
     is_direct: bool  # whether what is printed comes to us by no other process
     group: cgroups.Group | None
     limits: list[tuple[int, int]]  # for setrlimit(2)
+    gpus: tuple[Gpu, ...]  # whose devices are in there
 
     def command(self) -> Sequence[str]:
         """The command line that runs the container in the foreground."""
@@ -314,7 +315,9 @@ class _Keeper:
     ) -> None:
         assert self._sock is not None
         task = self._task
-        table = inside.table(task.cpus, functions)
+        given = gpus.environment(container.gpus, alone=True) if container.gpus else {}
+        variables = inside.variables(given)
+        table = inside.table(task.cpus, functions, variables)
         table_fd = os.memfd_create("rfaas-task", os.MFD_CLOEXEC)
         try:
             os.write(table_fd, table)
@@ -325,6 +328,8 @@ class _Keeper:
                 hot_timeout_ms=task.hot_timeout_ms,
                 ring_bytes=task.ring_bytes,
                 table_bytes=len(table),
+                variables_bytes=len(variables),
+                uses_devices=bool(container.gpus),
                 limits=container.limits,
                 fds=(*fds, table_fd),
             )

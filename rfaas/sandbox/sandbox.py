@@ -34,13 +34,13 @@ from rfaas.errors import RfaasError, SystemCallError
 from rfaas.native import _jail
 from rfaas.paths import system_text
 from rfaas.proto.worker_messages import Lack
-from rfaas.sandbox import cgroups, libraries, stopping
+from rfaas.sandbox import cgroups, gpus, libraries, stopping
 from rfaas.sandbox import limits as rlimits
 from rfaas.sandbox.end import End
 
 if TYPE_CHECKING:
     from rfaas.config import SandboxConfig
-    from rfaas.proto.worker_messages import Limits
+    from rfaas.proto.worker_messages import Gpu, Limits
     from rfaas.sandbox import Birth
 
 NOBODY = 65534  # the user that nobody is, on every Linux
@@ -168,7 +168,7 @@ class SandboxLevel:
             user = self._user if self._namespaces & _jail.NEWUSER else -1
             pid = _jail.clone(self._namespaces, ready, go, say, user)
             if not pid:
-                birth.run(1, self._prepare)
+                birth.run(1, lambda: self._prepare(birth.order.gpus))
             if self._namespaces & _jail.NEWUSER:
                 _map_user(pid, self._user)
             if group is not None:
@@ -196,19 +196,22 @@ class SandboxLevel:
             raise self._failed
         rlimits.set_all(limits, whole=self._groups is None or bool(self._groups.why))
 
-    def _prepare(self) -> None:
+    def _prepare(self, given: Sequence[Gpu] = ()) -> None:
         """In the new worker: all that does not depend on its task."""
+        devices = gpus.nodes_of(given)
         try:
             _jail.forget()
+            if given:
+                gpus.see(given, alone=True)
             if self._namespaces & _jail.NEWUTS:
                 socket.sethostname("worker")
-            _jail.enter_root(self._paths)
+            _jail.enter_root(self._paths, devices)
             if self._user >= 0 and not self._namespaces & _jail.NEWUSER:
                 _jail.become(self._user)
             _jail.drop()
             if self._landlock:
-                _jail.landlock()
-            _jail.seccomp(devices=False)
+                _jail.landlock(devices)
+            _jail.seccomp(devices=bool(devices))
         except RfaasError as error:
             self._failed = error  # the executor hears it in answer to the task
         except OSError as error:

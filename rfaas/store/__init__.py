@@ -29,6 +29,7 @@ class NodeRecord(Struct, frozen=True, kw_only=True):
     isolation: tuple[str, ...]
     key: bytes
     draining: bool = False
+    gpus: int = 0
 
 
 class LeaseRecord(Struct, frozen=True, kw_only=True):
@@ -51,6 +52,7 @@ class LeaseRecord(Struct, frozen=True, kw_only=True):
     account: str = ""
     ending: str = ""
     state: str = LIVE
+    gpus: int = 0
     usage: Usage = Usage()
 
 

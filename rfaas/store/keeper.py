@@ -69,6 +69,7 @@ class Keeper:
                 isolation=node.isolation,
                 now_s=now_s,
                 draining=node.draining,
+                gpus=node.gpus,
             )
         for lease in sorted(stored.leases, key=lambda lease: lease.ends_at_s):
             self.billing.restore(lease.lease, lease.usage)
@@ -203,6 +204,7 @@ def _record(lease: Lease, since_1970_s: float) -> LeaseRecord:
         account=lease.account,
         ending=lease.ending,
         state=lease.state,
+        gpus=lease.gpus,
         usage=lease.usage,
     )
 
@@ -227,4 +229,5 @@ def _lease(record: LeaseRecord, since_1970_s: float, now_s: float) -> Lease:
         ending=record.ending,
         state=record.state,
         usage=record.usage,
+        gpus=record.gpus,
     )

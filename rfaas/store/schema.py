@@ -80,4 +80,10 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         FROM leases
         """,
     ),
+    (  # 4: GPUs
+        "ALTER TABLE nodes ADD COLUMN gpus INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE leases ADD COLUMN gpus INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE leases ADD COLUMN gpu_ns INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE bills ADD COLUMN gpu_ns INTEGER NOT NULL DEFAULT 0",
+    ),
 )

@@ -123,6 +123,7 @@ class Metrics:
 
     async def _nodes(self) -> list[str]:
         cores: list[Sample] = []
+        gpus: list[Sample] = []
         beats: list[Sample] = []
         up: Counter[str] = Counter({"up": 0, "lost": 0})
         after = ""
@@ -130,6 +131,8 @@ class Metrics:
             for node in page:
                 up[node.state] += 1
                 cores += _cores(node, self._view.meters.hot.get(node.node, 0.0))
+                if node.gpus:
+                    gpus += _gpus(node)
                 beats.append(("", {"node": node.node}, node.beat_age_s))
             after = page[-1].node
             await asyncio.sleep(0)
@@ -141,6 +144,7 @@ class Metrics:
                 [("", {"state": state}, count) for state, count in sorted(up.items())],
             ),
             _family("rfaas_node_cores", "gauge", "Cores of a node: all, free, used, hot.", cores),
+            _family("rfaas_node_gpus", "gauge", "GPUs of a node: all, free, used.", gpus),
             _family("rfaas_node_beat_age_seconds", "gauge", "Since a node's last beat.", beats),
         ]
 
@@ -152,6 +156,12 @@ def _cores(node: NodeReport, hot: float) -> Iterator[Sample]:
         ("used", node.cores - node.cores_free),
         ("hot", hot),
     ):
+        yield "", {"node": node.node, "use": use}, value
+
+
+def _gpus(node: NodeReport) -> Iterator[Sample]:
+    used = node.gpus - node.gpus_free
+    for use, value in (("all", node.gpus), ("free", node.gpus_free), ("used", used)):
         yield "", {"node": node.node, "use": use}, value
 
 

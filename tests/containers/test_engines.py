@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from rfaas.errors import UsageError, WorkerCrashedError
-from rfaas.proto.worker_messages import Limits
+from rfaas.proto.worker_messages import Gpu, Limits
 from rfaas.sandbox.engines import Job, runc, table
 from tests.containers.conftest import Node, name_of
 from tests.harness.images import Layout
@@ -42,7 +42,8 @@ SRIOV = {
     "docker_volume": "/users/rfaas/opt",
 }
 HELD = "--read-only --ipc=none --user=65534:65534 --cap-drop=ALL "
-HELD += "--security-opt=no-new-privileges --init=false --memory=1073741824 --pids-limit=68"
+HELD += "--security-opt=no-new-privileges --init=false --env=NVIDIA_VISIBLE_DEVICES=void "
+HELD += "--memory=1073741824 --pids-limit=68"
 COMMANDS = {
     "docker": (
         "docker run --rm -i --net=none --name rfaas-00ff --pull=never --log-driver=none "
@@ -69,6 +70,44 @@ COMMANDS["singularity"] = COMMANDS["apptainer"].replace("apptainer", "singularit
 @pytest.mark.parametrize("engine", COMMANDS)
 def test_command(engine: str) -> None:
     assert " ".join(table()[engine].command(JOB)) == COMMANDS[engine]
+
+
+NVIDIA = Gpu(
+    name="nvidia1",
+    kind="nvidia",
+    visible="GPU-11111111-2222-3333-4444-555555555555",
+    nodes=("/dev/nvidia1", "/dev/nvidiactl"),
+)
+AMD = Gpu(name="renderD128", kind="amd", visible="0", nodes=("/dev/dri/renderD128", "/dev/kfd"))
+
+
+def test_gpus_on_command_lines() -> None:
+    """docker-run(1), podman-run(1): --device; apptainer-exec(1): --nv, --rocm, --bind."""
+    job = JOB._replace(gpus=(NVIDIA, AMD))
+    devices = (
+        "--device=/dev/nvidia1 --device=/dev/nvidiactl --device=/dev/dri/renderD128 "
+        "--device=/dev/kfd"
+    )
+    for name in ("docker", "podman"):
+        line = " ".join(table()[name].command(job))
+        assert f"NVIDIA_VISIBLE_DEVICES=void {devices} " in line
+        assert "--device" not in " ".join(table()[name].command(JOB))
+    assert " --nv --rocm --bind /run/inside" in " ".join(table()["apptainer"].command(job))
+    other = Gpu(name="/dev/x", kind="device", visible="/dev/x", nodes=("/dev/x",))
+    line = " ".join(table()["singularity"].command(JOB._replace(gpus=(other,))))
+    assert " --pwd / --bind /dev/x --bind " in line
+
+
+def test_gpus_in_bundles() -> None:
+    null = Gpu(name="/dev/null", kind="device", visible="/dev/null", nodes=("/dev/null",))
+    job = JOB._replace(gpus=(null,))
+    linux = runc.config(job, is_root=True)["linux"]
+    number = {"type": "c", "major": 1, "minor": 3}
+    assert linux["resources"]["devices"][1:] == [{"allow": True, "access": "rw", **number}]
+    (device,) = linux["devices"]
+    assert {**device, **number, "path": "/dev/null", "fileMode": 0o666} == device
+    bundle = runc.config(job, is_root=False)
+    assert bundle["mounts"][-1]["source"] == bundle["mounts"][-1]["destination"] == "/dev/null"
 
 
 def test_docker_with_sriov() -> None:

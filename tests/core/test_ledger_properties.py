@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import count
+from math import gcd
 from typing import Any
 
 from hypothesis import settings
@@ -30,9 +31,9 @@ from rfaas.proto.messages import NodeReport, Usage
 
 HEARTBEAT_S = 1.0
 MISSED_BEATS_MAX = 3
-NODES = {"a": (4, 8), "b": (8, 4), "c": (1, 1)}  # cores, bytes of memory
+NODES = {"a": (4, 8, 2), "b": (8, 4, 0), "c": (1, 1, 1)}  # cores, bytes of memory, GPUs
 DURATION_MAX_S = 100.0
-QUOTA = Quota(cores_max=9, leases_max=12)
+QUOTA = Quota(cores_max=9, leases_max=12, gpus_max=2)
 
 names = st.sampled_from(sorted(NODES))
 rarely = st.sampled_from([False, False, False, True])
@@ -70,15 +71,15 @@ class LedgerMachine(RuleBasedStateMachine):
         """All nodes are up and some leases are there, or most histories would hold nothing."""
         for node in sorted(NODES):
             self.join(node, again=False, live=set())
-        first = self.ask("ann", 3, 2, DURATION_MAX_S, "spread", 0.0)
-        second = self.ask("bob", 2, 2, DURATION_MAX_S, "pack", 0.0)
+        first = self.ask("ann", 3, 2, DURATION_MAX_S, "spread", 0.0, 0)
+        second = self.ask("bob", 2, 2, DURATION_MAX_S, "pack", 0.0, 1)
         return multiple(*first.values, *second.values)
 
     @rule(node=names, again=st.booleans(), live=st.sets(granted, max_size=4))
     def join(self, node: str, again: bool, live: set[str]) -> None:
         if not again or node not in self.incarnation:
             self.incarnation[node] = f"{next(self.numbers):032x}"
-        cores, memory_bytes = NODES[node]
+        cores, memory_bytes, gpus = NODES[node]
         claimed = tuple(sorted(live))
         revoked = self.ledger.join(
             node,
@@ -89,6 +90,7 @@ class LedgerMachine(RuleBasedStateMachine):
             ("process",),
             claimed,
             self.now_s,
+            gpus,
         )
         self.note(self.ledger.tick(self.now_s))
         for lease in claimed:
@@ -143,6 +145,7 @@ class LedgerMachine(RuleBasedStateMachine):
         duration_s=st.floats(1.0, DURATION_MAX_S),
         placement=st.sampled_from(["pack", "spread", "node"]),
         wait_s=st.sampled_from([0.0, 0.0, 3.0, 50.0]),
+        gpus=st.sampled_from([0, 0, 0, 1, 1, 2, 3]),
     )
     def ask(
         self,
@@ -152,6 +155,7 @@ class LedgerMachine(RuleBasedStateMachine):
         duration_s: float,
         placement: Placement,
         wait_s: float,
+        gpus: int,
     ) -> Any:
         self.note(self.ledger.tick(self.now_s))
         ask = Ask(
@@ -164,6 +168,7 @@ class LedgerMachine(RuleBasedStateMachine):
             isolation="process",
             placement=placement,
             wait_s=wait_s,
+            gpus=gpus,
         )
         others_wait = self.ledger.waiting > 0
         room = self.has_room(ask)
@@ -171,7 +176,7 @@ class LedgerMachine(RuleBasedStateMachine):
             lease = self.ledger.ask(ask, self.now_s)
         except CapacityError:
             assert others_wait or not room
-            assert wait_s == 0 or cores > QUOTA.cores_max
+            assert wait_s == 0 or cores > QUOTA.cores_max or gpus > QUOTA.gpus_max
             return multiple()
         if lease is None:
             assert wait_s > 0
@@ -273,6 +278,7 @@ class LedgerMachine(RuleBasedStateMachine):
                 ("process",),
                 self.now_s,
                 node.node in self.draining,
+                node.gpus,
             )
         for report in old.leases(self.now_s, all=True):
             lease = old.find(report.lease)
@@ -283,6 +289,7 @@ class LedgerMachine(RuleBasedStateMachine):
         assert self.ledger.leases(self.now_s, all=True) == old.leases(self.now_s, all=True)
         for before, after in zip(old.nodes(self.now_s), self.ledger.nodes(self.now_s), strict=True):
             assert (before.cores_free, before.leases) == (after.cores_free, after.leases)
+            assert (before.gpus, before.gpus_free) == (after.gpus, after.gpus_free)
             assert after.state == "lost"
 
     # What must hold
@@ -313,14 +320,16 @@ class LedgerMachine(RuleBasedStateMachine):
                 == node.memory_bytes - sum(lease.memory_bytes for lease in here)
                 >= 0
             )
+            assert node.gpus_free == node.gpus - sum(lease.gpus for lease in here) >= 0
 
     @invariant()
     def no_account_holds_more_than_its_quota(self) -> None:
-        cores, leases = Counter[str](), Counter[str]()
+        cores, gpus = Counter[str](), Counter[str]()
         for report in self.ledger.leases(self.now_s):
             cores[self.account(report.lease)] += report.cores
-            leases[self.account(report.lease)] += 1
+            gpus[self.account(report.lease)] += report.gpus
         assert all(held <= QUOTA.cores_max for held in cores.values())
+        assert all(held <= QUOTA.gpus_max for held in gpus.values())
 
     @invariant()
     def a_bundle_is_live_as_a_whole_or_not_at_all(self) -> None:
@@ -339,7 +348,8 @@ class LedgerMachine(RuleBasedStateMachine):
         for lease in self.live():
             self.end(lease, "released")
         for node in self.ledger.nodes(self.now_s):
-            assert (node.cores_free, node.memory_free_bytes) == NODES[node.node]
+            free = (node.cores_free, node.memory_free_bytes, node.gpus_free)
+            assert free == NODES[node.node]
 
     # Helpers
 
@@ -366,25 +376,39 @@ class LedgerMachine(RuleBasedStateMachine):
         if len(mine) >= QUOTA.leases_max:
             return False
         cores_left = QUOTA.cores_max - sum(one.cores for one in mine)
+        if ask.gpus and ask.gpus > QUOTA.gpus_max - sum(one.gpus for one in mine):
+            return False
         nodes = self.open_nodes()
         if ALL in (ask.cores, ask.memory_bytes):
             return any(
                 one.leases == 0
                 and one.cores >= ask.cores
                 and one.memory_bytes >= ask.memory_bytes
+                and one.gpus >= ask.gpus
                 and (ask.cores or one.cores) <= cores_left
                 for one in nodes
             )
         if ask.cores > cores_left:
             return False
         if ask.placement != "spread" and any(
-            one.cores_free >= ask.cores and one.memory_free_bytes >= ask.memory_bytes
+            one.cores_free >= ask.cores
+            and one.memory_free_bytes >= ask.memory_bytes
+            and one.gpus_free >= ask.gpus
             for one in nodes
         ):
             return True
-        per_core = -(-ask.memory_bytes // ask.cores)
-        rooms = [min(one.cores_free, one.memory_free_bytes // per_core) for one in nodes]
-        return ask.placement != "node" and sum(rooms) >= ask.cores
+        units = gcd(ask.cores, ask.gpus)
+        unit_cores, unit_gpus = ask.cores // units, ask.gpus // units
+        unit_bytes = -(-ask.memory_bytes // ask.cores) * unit_cores
+        rooms = [
+            min(
+                one.cores_free // unit_cores,
+                one.memory_free_bytes // unit_bytes,
+                one.gpus_free // unit_gpus if unit_gpus else units,
+            )
+            for one in nodes
+        ]
+        return ask.placement != "node" and sum(rooms) >= units
 
     def enter(self, ask: Ask, lease: Lease) -> list[str]:
         """Note a grant: all of its parts."""
@@ -393,6 +417,9 @@ class LedgerMachine(RuleBasedStateMachine):
         assert ids[0] == ask.lease
         if ask.cores:
             assert sum(part.cores for part in parts) == ask.cores
+        assert sum(part.gpus for part in parts) == ask.gpus
+        shares = {(part.cores * ask.gpus, part.gpus * ask.cores) for part in parts if ask.cores}
+        assert all(one == other for one, other in shares)  # they go by cores
         for part in parts:
             self.check_fence(part.fence)
             self.node_of[part.lease] = part.node

@@ -18,6 +18,7 @@ from rfaas.errors import CapacityError, LeaseEndedError, UsageError
 from rfaas.proto.messages import Usage
 
 CPUS = range(6)
+GPUS = ["x", "y", "z"]
 CRASHED_MAX = 2
 LEASES = [f"{number:032x}" for number in range(8)]
 CAUSES = ["released", "revoked", "client-lost"]
@@ -28,7 +29,7 @@ leases = st.sampled_from(LEASES)
 class SupervisorMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.supervisor = Supervisor(CPUS, CRASHED_MAX)
+        self.supervisor = Supervisor(CPUS, CRASHED_MAX, GPUS)
         self.now_s = 0.0
         self.fence = 0
         self.ends_at_s: dict[str, float] = {}  # live leases
@@ -69,17 +70,25 @@ class SupervisorMachine(RuleBasedStateMachine):
 
     # Steps
 
-    @rule(lease=leases, cores=st.integers(1, 7), duration_s=st.floats(0.5, 50), old=st.booleans())
-    def open(self, lease: str, cores: int, duration_s: float, old: bool) -> None:
+    @rule(
+        lease=leases,
+        cores=st.integers(1, 7),
+        gpus=st.sampled_from([0, 0, 1, 2, 4]),
+        duration_s=st.floats(0.5, 50),
+        old=st.booleans(),
+    )
+    def open(self, lease: str, cores: int, gpus: int, duration_s: float, old: bool) -> None:
         known, was_over = lease in self.ends_at_s, lease in self.ending or self.over[lease]
         self.fence += 1
         fence = 0 if known and old else self.fence
         free = len(CPUS) - sum(len(one.cpus) for one in self.supervisor.leases.values())
+        gpus_free = len(GPUS) - sum(len(one.gpus) for one in self.supervisor.leases.values())
         claims = Claims(
             lease=lease,
             client="client",
             node="node",
             cores=cores,
+            gpus=gpus,
             memory_bytes=0,
             isolation="process",
             duration_s=duration_s,
@@ -93,10 +102,11 @@ class SupervisorMachine(RuleBasedStateMachine):
             assert was_over
         except CapacityError:
             assert not known
-            assert cores > free
+            assert cores > free or gpus > gpus_free
         else:
             assert not was_over
             assert known or len(opened.cpus) == cores <= free
+            assert known or len(opened.gpus) == gpus <= gpus_free
             if not (known and old):
                 self.ends_at_s[lease] = opened.ends_at_s
                 assert opened.ends_at_s <= self.now_s + duration_s + 1e-9
@@ -174,6 +184,12 @@ class SupervisorMachine(RuleBasedStateMachine):
         assert set(lent) <= set(CPUS)
 
     @invariant()
+    def no_gpu_is_lent_twice(self) -> None:
+        lent = [gpu for lease in self.supervisor.leases.values() for gpu in lease.gpus]
+        assert len(lent) == len(set(lent))
+        assert set(lent) <= set(GPUS)
+
+    @invariant()
     def each_lease_ends_once(self) -> None:
         assert set(self.over.values()) <= {0, 1}
 
@@ -195,6 +211,7 @@ class SupervisorMachine(RuleBasedStateMachine):
             client="client",
             node="node",
             cores=len(CPUS),
+            gpus=len(GPUS),
             memory_bytes=0,
             isolation="process",
             duration_s=1,
@@ -202,7 +219,9 @@ class SupervisorMachine(RuleBasedStateMachine):
             not_after_s=1,
             fence=1,
         )
-        assert sorted(self.supervisor.open(claims, self.now_s, 0).cpus) == list(CPUS)
+        last = self.supervisor.open(claims, self.now_s, 0)
+        assert sorted(last.cpus) == list(CPUS)
+        assert sorted(last.gpus) == GPUS
 
 
 TestSupervisorMachine = SupervisorMachine.TestCase

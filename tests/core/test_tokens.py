@@ -116,7 +116,8 @@ def test_the_future_is_refused_after_the_skew() -> None:
         {"duration_s": -1.0},
         {"duration_s": "60"},
         {"fence": -1},
-        {"gpus": 1},
+        {"gpus": -1},
+        {"tpus": 1},
         {"node": "gone"},
     ],
 )

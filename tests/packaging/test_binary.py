@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from rfaas.launch import embedded
+from tests.harness.images import OURS, Layout, layer
 from tests.harness.processes import Child, descendants
 from tests.packaging.one_file import LIBRARY, Copy, require_private_mounts
 
@@ -34,6 +35,19 @@ def test_call_with_a_private_executor(copied: Copy, seed: int) -> None:
     assert (done.status, done.err) == (0, "")
     assert done.out == data
     assert list((copied.folder / "tmp").iterdir()) == [], "what it unpacked is gone"
+
+
+def test_it_unpacks_images_itself(copied: Copy, tmp_path: Path) -> None:
+    """What rfaas/launch/images.py starts: there is no Python to run it."""
+    layout = Layout(tmp_path / "layout", [layer({"etc/motd": b"hello"})])
+    tree = tmp_path / "tree"
+    words = ("--unpack-image", str(layout.path), str(tree), OURS)
+    done = copied.run(*words, layout.digest)
+    assert (done.status, done.err) == (0, "")
+    assert (tree / "etc/motd").read_bytes() == b"hello"
+    done = copied.run(*words, "sha256:" + "0" * 64)
+    assert done.status == EX_DATAERR
+    assert "is not in the layout" in done.err
 
 
 def test_serve_and_call(copied: Copy) -> None:

@@ -330,6 +330,8 @@ def test_ready_and_status(site: Site) -> None:
                 "nodes lost": 0,
                 "cores": 4,
                 "cores free": 1,
+                "GPUs": 0,
+                "GPUs free": 0,
                 "leases live": 1,
                 "leases granted": 1,
                 "requests waiting": 0,

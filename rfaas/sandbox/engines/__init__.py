@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from rfaas.errors import RfaasError, SystemCallError
-from rfaas.proto.worker_messages import Limits
+from rfaas.proto.worker_messages import Gpu, Limits
 
 # Where the program and its socket are inside: in /dev, which each engine makes anew, so that
 # nothing has to be there in the image.
@@ -22,6 +22,8 @@ PROGRAM = "/dev/rfaas/inside"
 SOCKET_PROGRAM = "/rfaas/inside"
 SOCKET_FOLDER = "/rfaas/link"
 NOBODY = 65534
+# NVIDIA's hook gives a container what its image names, by default all, unless it is told this.
+NO_HOOK = "NVIDIA_VISIBLE_DEVICES=void"
 
 
 class Job(NamedTuple):
@@ -35,6 +37,7 @@ class Job(NamedTuple):
     limits: Limits
     cpus: tuple[int, ...]
     options: dict[str, str]  # of the node's configuration: keys of [container]
+    gpus: tuple[Gpu, ...] = ()
 
     @property
     def socket(self) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 
 from rfaas.sandbox.engines import SOCKET_FOLDER, SOCKET_PROGRAM, Job, socket_inside
+from rfaas.sandbox.gpus import nodes_of
 
 
 class Apptainer:
@@ -29,7 +30,7 @@ class Apptainer:
         return [
             *(self.program, "--silent", "exec", "--userns", "--containall", "--cleanenv"),
             *("--net", "--network", "none", "--no-privs", "--no-home", "--no-eval"),
-            *("--hostname", "rfaas", "--pwd", "/"),
+            *("--hostname", "rfaas", "--pwd", "/", *_gpus(job)),
             *("--bind", f"{job.program}:{SOCKET_PROGRAM}:ro"),
             *("--bind", f"{os.path.dirname(job.socket)}:{SOCKET_FOLDER}:ro"),
             *(job.root, SOCKET_PROGRAM, socket_inside()),
@@ -46,6 +47,14 @@ class Apptainer:
 
     def remove(self, name: str, folder: str) -> list[list[str]]:
         return []  # all of it ends with its processes
+
+
+def _gpus(job: Job) -> list[str]:
+    """--nv and --rocm bring the driver's libraries, and the nodes of all such GPUs with them."""
+    kinds = {gpu.kind for gpu in job.gpus}
+    flags = [flag for kind, flag in (("nvidia", "--nv"), ("amd", "--rocm")) if kind in kinds]
+    others = nodes_of([gpu for gpu in job.gpus if gpu.kind == "device"])
+    return flags + [word for node in others for word in ("--bind", node)]
 
 
 APPTAINER, SINGULARITY = Apptainer("apptainer"), Apptainer("singularity")

@@ -15,7 +15,15 @@ from __future__ import annotations
 
 import os
 
-from rfaas.sandbox.engines import NOBODY, SOCKET_FOLDER, SOCKET_PROGRAM, Job, socket_inside
+from rfaas.sandbox.engines import (
+    NO_HOOK,
+    NOBODY,
+    SOCKET_FOLDER,
+    SOCKET_PROGRAM,
+    Job,
+    socket_inside,
+)
+from rfaas.sandbox.gpus import nodes_of
 
 
 class Docker:
@@ -41,7 +49,8 @@ class Docker:
         command += ["--name", job.name, "--pull=never", "--log-driver=none", "--hostname=rfaas"]
         command += ["--read-only", "--ipc=none"]
         command += [f"--user={NOBODY}:{NOBODY}", "--cap-drop=ALL"]
-        command += ["--security-opt=no-new-privileges", "--init=false"]
+        command += ["--security-opt=no-new-privileges", "--init=false", f"--env={NO_HOOK}"]
+        command += [f"--device={node}" for node in nodes_of(job.gpus)]
         if job.limits.memory_bytes:
             command += [f"--memory={job.limits.memory_bytes}"]
         if job.limits.processes:

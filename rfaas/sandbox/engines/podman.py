@@ -12,7 +12,8 @@ import os
 import resource
 import shutil
 
-from rfaas.sandbox.engines import NOBODY, PROGRAM, Job
+from rfaas.sandbox.engines import NO_HOOK, NOBODY, PROGRAM, Job
+from rfaas.sandbox.gpus import nodes_of
 
 OPEN_FILES = 1024
 PROCESSES = 1024
@@ -38,6 +39,7 @@ class Podman:
             *("--cap-drop", "all", "--security-opt", "no-new-privileges"),
             *("--ulimit", f"nofile={_limit(resource.RLIMIT_NOFILE, OPEN_FILES)}"),
             *("--ulimit", f"nproc={_limit(resource.RLIMIT_NPROC, PROCESSES)}"),
+            *("--env", NO_HOOK, *(f"--device={node}" for node in nodes_of(job.gpus))),
             *("--volume", f"{job.program}:{PROGRAM}:ro", "--preserve-fds", "1"),
             *("--entrypoint", PROGRAM, job.image, "3"),
         ]

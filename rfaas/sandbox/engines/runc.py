@@ -12,6 +12,7 @@ import os
 from typing import Any
 
 from rfaas.sandbox.engines import NOBODY, PROGRAM, Job
+from rfaas.sandbox.gpus import nodes_of
 
 MASKED = ("acpi", "asound", "kcore", "keys", "latency_stats", "timer_list", "sched_debug", "scsi")
 READ_ONLY = ("bus", "fs", "irq", "sys", "sysrq-trigger")
@@ -57,6 +58,7 @@ class Runc:
 def config(job: Job, *, is_root: bool) -> dict[str, Any]:
     """The bundle's config.json."""
     user = NOBODY if is_root else 0
+    shown: list[dict[str, Any]] = []  # devices; nobody but root may make them
     namespaces = [{"type": kind} for kind in ("pid", "ipc", "uts", "mount", "network")]
     linux: dict[str, Any] = {
         "namespaces": namespaces,
@@ -66,13 +68,19 @@ def config(job: Job, *, is_root: bool) -> dict[str, Any]:
     }
     if is_root:
         linux["cgroupsPath"] = f"/rfaas/{job.name}"
-        linux["resources"] = {"devices": [{"allow": False, "access": "rwm"}]}
-        linux["devices"] = []
+        devices = [_device(node) for node in nodes_of(job.gpus)]
+        allowed = [
+            {"allow": True, "access": "rw", **{key: one[key] for key in ("type", "major", "minor")}}
+            for one in devices
+        ]
+        linux["resources"] = {"devices": [{"allow": False, "access": "rwm"}, *allowed]}
+        linux["devices"] = devices
     else:
         namespaces.append({"type": "user"})
         # One user, and runc wants it to be the container's root: with no capability, it is not.
         linux["uidMappings"] = [{"containerID": 0, "hostID": os.geteuid(), "size": 1}]
         linux["gidMappings"] = [{"containerID": 0, "hostID": os.getegid(), "size": 1}]
+        shown = [_mount(node, "bind", node, "bind", "nosuid") for node in nodes_of(job.gpus)]
     return {
         "ociVersion": "1.0.2",
         "process": {
@@ -93,8 +101,23 @@ def config(job: Job, *, is_root: bool) -> dict[str, Any]:
             _mount("/proc", "proc", "proc", "nosuid", "noexec", "nodev"),
             _mount("/dev", "tmpfs", "tmpfs", "nosuid", "mode=755", "size=64k", "ro"),
             _mount(PROGRAM, "bind", job.program, "bind", "ro", "nosuid", "nodev"),
+            *shown,
         ],
         "linux": linux,
+    }
+
+
+def _device(path: str) -> dict[str, Any]:
+    """A node of its own in there, which the worker's user may open."""
+    number = os.stat(path).st_rdev
+    return {
+        "path": path,
+        "type": "c",
+        "major": os.major(number),
+        "minor": os.minor(number),
+        "fileMode": 0o666,
+        "uid": NOBODY,
+        "gid": NOBODY,
     }
 
 

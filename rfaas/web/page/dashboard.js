@@ -87,10 +87,14 @@ function showNodes({ nodes, hot, nodes_more: more }) {
     }
     return made("li", { "data-node": node.node, "data-state": node.state },
       made("span", { class: "name", title: node.address }, node.node), bar,
-      made("span", { class: "said" }, `${count(node.cores, "core")}: ${words}`));
+      made("span", { class: "said" }, `${count(node.cores, "core")}: ${words}${gpusOf(node)}`));
   }));
   byId("nodes-more").textContent = nodes.length ? (more ? `and ${count(more, "more node")}` : "")
     : "No node has joined yet: rfaas serve --role executor";
+}
+
+function gpusOf(node) {
+  return node.gpus ? `; ${node.gpus_free} of ${count(node.gpus, "GPU")} free` : "";
 }
 
 function showPlots({ samples, at_s: now }) {
