@@ -280,7 +280,7 @@ class Lease(Lanes):
 
     def _former(self, link: Link) -> tuple[FormerLease, ...]:
         """What shows that workers which this node may have kept were ours."""
-        had = self._session.former.get(self.node, ()) if self._keep_warm else ()
+        had = self._session.had_on(self.node) if self._keep_warm else ()
         return tuple(
             FormerLease(lease=lease, proof=prove(secret, link.nonce, lease))
             for lease, secret in had

@@ -354,6 +354,11 @@ class Session:
         with self._lock:
             self.former.setdefault(node, deque(maxlen=FORMER_MAX)).append((lease, secret))
 
+    def had_on(self, node: str) -> tuple[tuple[str, bytes], ...]:
+        """The leases on a node that were given back last, and their secrets."""
+        with self._lock:
+            return tuple(self.former.get(node, ()))
+
     def _kept(self) -> list[Lease]:
         with self._lock:
             return list(self._leases)

@@ -2,14 +2,14 @@
 
 A worker is kept for its client: who shows on an authenticated link that it is the same
 user, or proves that the former lease was its own.  What a client calls itself is nothing.
-A kept worker holds no core: it is stopped, and goes at once when what it would take up,
-were it to serve, is needed for somebody else's.
+A kept worker holds no core: it is stopped, and goes when what it would take up, were it to
+serve, is needed for somebody else's.
 
     keep -> take (a lease of its client has it)
          -> gone (evicted for room, past its time, one too many, dead)
 
-Invariants, held by tests/core/test_keeping_properties.py: the cores and memory of what is
-kept never exceed what no worker of a lease uses; each kept worker goes once, to its own
+Invariants, held by tests/core/test_keeping_properties.py: after `spare`, the cores and memory
+of what is kept do not exceed what no worker of a lease uses; each kept worker goes once, to its own
 client and to a lease of its own shape, or away.
 """
 

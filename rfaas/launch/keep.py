@@ -115,13 +115,9 @@ class Keep:
                 return spare
         return None
 
-    def make_room(self, cores: int, memory_bytes: int) -> None:
-        """Workers of leases use so much: what is kept beyond the rest goes, unwaited for."""
-        for number in self._book.spare(cores, memory_bytes, self._clock.monotonic_s()):
-            self._drop(self._kept.pop(number)[0])
-
     def tick(self, cores: int, memory_bytes: int) -> None:
-        """Let go of those that are past their time, have died, or have used a processor."""
+        """Let go of those that are past their time, have died, or have used a processor, and of
+        what is too much now that workers of leases use so many cores and bytes of memory."""
         for number, (spare, stopped) in list(self._kept.items()):
             dead = spare.death.done()
             if dead or not stopping.is_stopped(stopped.stopped, stopped.cpu_ticks):
@@ -130,7 +126,8 @@ class Keep:
                 self._book.forget(number)
                 del self._kept[number]
                 self._drop(spare)
-        self.make_room(cores, memory_bytes)
+        for number in self._book.spare(cores, memory_bytes, self._clock.monotonic_s()):
+            self._drop(self._kept.pop(number)[0])
 
     async def close(self) -> None:
         """Let go of them; they end with the zygote."""

@@ -212,7 +212,6 @@ class Pool:
         )
         try:
             kept = await self._keep.take(shape, owner, order)
-            self._keep.make_room(*self._supervisor.in_use())
             process.was_kept = kept is not None
             process.spare = kept or await self._warm.take(order)
             process.output = (process.spare and process.spare.output) or Output(
@@ -300,6 +299,8 @@ class Pool:
         """End what is due."""
         self._do(self._supervisor.tick(self._clock.monotonic_s()))
         self._warm.tick()
+        # Not when a worker starts: what is kept uses no core, and to kill it takes the zygote
+        # milliseconds, for which the lease that needs the room should not wait.
         self._keep.tick(*self._supervisor.in_use())
 
     @property
@@ -362,7 +363,6 @@ class Pool:
         self.outputs.end(worker.lease)
         self._keep.add(worker.number, *left, shape, owner.name, worker.lease)
         self._finish(worker, process, "its lease is over")
-        self._keep.make_room(*self._supervisor.in_use())
 
     async def _end(self, worker: Worker, process: WorkerProcess, reason: str) -> None:
         """Kill a worker that did not come up, and wait until it is gone."""

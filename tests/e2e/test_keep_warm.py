@@ -11,29 +11,16 @@ from pathlib import Path
 import pytest
 
 from rfaas.client import Lease, Session
-from rfaas.errors import LeaseEndedError, RfaasError
-from rfaas.proto.messages import (
-    Done,
-    LeaseGranted,
-    LeaseOpened,
-    OpenLease,
-    ReleaseLease,
-    RequestLease,
-    StartWorker,
-    WorkerStarted,
-)
-from rfaas.proto.proof import prove
+from rfaas.errors import RfaasError
 from tests.functions.build import build_text
 from tests.harness.gate import Gate
 from tests.harness.processes import (
     PATIENCE_S,
-    endpoints_of,
     is_alive,
     until,
     wait_for_end,
     workers_of,
 )
-from tests.harness.rdma import End
 from tests.harness.site import Site
 
 RESTLESS = r"""
@@ -62,14 +49,17 @@ RFAAS_EXPORT uint32_t start_process(void *args, uint32_t size, void *res)
     return 0;
 }
 
-/* Has a timer send SIGCONT, ever again, and a thread that never sleeps. */
+/* Has timers send SIGCONT, ten a second for a while, and a thread that never sleeps. */
 RFAAS_EXPORT uint32_t wake_by_timer(void *args, uint32_t size, void *res)
 {
+    /* One that finds the process stopping is lost, and with it all its repetitions. */
     struct sigevent event = {.sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGCONT};
-    const struct itimerspec often = {{0, 20000000}, {0, 20000000}};
-    timer_t timer;
-    if (timer_create(CLOCK_MONOTONIC, &event, &timer) || timer_settime(timer, 0, &often, NULL))
-        return 1;
+    for (int i = 1; i <= 100; i++) {
+        const struct itimerspec once = {{0, 0}, {i / 10, i % 10 * 100000000}};
+        timer_t timer;
+        if (timer_create(CLOCK_MONOTONIC, &event, &timer) || timer_settime(timer, 0, &once, NULL))
+            return 1;
+    }
     return start_thread(args, size, res);
 }
 """
@@ -78,7 +68,6 @@ over_shm = pytest.mark.skipif(
     os.environ.get("RFAAS_LANE_TRANSPORT") == "verbs",
     reason="over RDMA, only a worker behind an endpoint is kept",
 )
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="takes root, to be two users")
 
 
 @pytest.fixture
@@ -194,8 +183,8 @@ def test_it_goes_at_once_when_its_core_is_needed(kept: Site, counter: Path, ship
         before = workers_of(executor)
         with session.lease(library=shipped) as lease:  # one core: that worker would take both
             assert lease.call("echo", b"x") == b"x"
-            assert kept_by(session) == 0
             until(lambda: not any(map(is_alive, before)), "the kept worker is gone")
+            assert kept_by(session) == 0
         with session.lease(library=counter) as lease:  # and now there is room for both
             assert count(lease) == 1
             assert kept_by(session) == 1
@@ -211,7 +200,7 @@ def test_it_goes_when_its_memory_is_needed(kept: Site, counter: Path, shipped: P
         with session.lease(library=shipped, memory="50MiB", keep_warm=False):
             assert kept_by(session) == 1
         with session.lease(library=shipped, memory="51MiB", keep_warm=False):
-            assert kept_by(session) == 0
+            until(lambda: kept_by(session) == 0, "what was kept is gone")
 
 
 def test_so_many_are_kept(kept: Site, counter: Path, shipped: Path) -> None:
@@ -221,7 +210,7 @@ def test_so_many_are_kept(kept: Site, counter: Path, shipped: Path) -> None:
         for library in (counter, shipped, counter):
             with session.lease(library=library) as lease:
                 assert not lease.was_kept
-            assert kept_by(session) == 1
+            until(lambda: kept_by(session) == 1, "the latest alone is kept")
 
 
 def test_it_goes_when_its_time_is_up(kept: Site, counter: Path) -> None:
@@ -323,73 +312,6 @@ def test_what_still_calls_is_not_kept(kept: Site, held: Path, gate: Callable[[],
             call.result()
 
 
-TWICE = """
-session = rfaas.connect()
-for _ in range(2):
-    with session.lease(library=sys.argv[1], isolation=sys.argv[2]) as lease:
-        text = f"{lease.was_kept} {int.from_bytes(lease.call('count', b''), 'little')}"
-    say(text)
-    if not lease.was_kept:
-        sys.stdin.readline()
-session.close()
-"""
-
-AS_ANOTHER_USER = """
-import os
-os.chdir(sys.argv[1])
-library = open(sys.argv[2], "rb").read()
-address = "unix:/proc/self/cwd/" + sys.argv[3]
-def lease(session, **options):
-    with session.lease(library=library, **options) as lease:
-        return f"{lease.was_kept} {int.from_bytes(lease.call('count', b''), 'little')}"
-session = rfaas.connect(overrides={"client.executor": address, "client.name": "ada@here:1"})
-say(lease(session))
-os.seteuid(65534)
-with rfaas.connect(overrides={"client.executor": address, "client.name": "ada@here:1"}) as other:
-    say(lease(other))
-    with other.lease(library=library) as its_own:
-        say(its_own.was_kept)
-        other.former = {node: [(one, b"?" * 32) for one, _ in had]
-                        for node, had in session.former.items()}
-        with other.lease(library=library) as new:
-            say(new.was_kept)
-            other.former = {node: list(had) for node, had in session.former.items()}
-            say(lease(other))
-    os.seteuid(0)
-    with session.lease(library=library) as again:
-        say(again.was_kept)
-    os.seteuid(65534)
-    say(session.status().facts["workers kept"])
-    with other.lease(cores=3, library=library, keep_warm=False) as all_of_it:
-        say(all_of_it.was_kept, other.status().facts["workers kept"])
-session.close()
-"""
-
-
-@as_root
-@over_shm
-def test_a_client_is_who_it_proves_to_be(kept: Site, counter: Path) -> None:
-    """Not who it calls itself: another user has it only with the secret of the lease."""
-    kept.set(executor__keep_warm_s=600.0, executor__cores=3)
-    start(kept)
-    kept.runtime.chmod(0o711)
-    kept.socket("executor").chmod(0o666)
-    client = kept.client(AS_ANOTHER_USER, kept.runtime, counter, kept.socket("executor").name)
-
-    def says(line: str) -> None:
-        assert client.lines.next() == line, client.stderr
-
-    says("False 1")
-    says("False 1")  # same name, same library, another user
-    says("True")  # his own of before
-    says("False")  # proofs that prove nothing
-    says("True 2")  # the first one's, by its secret
-    says("False")  # which is his from now on, and not the first one's
-    says("3")
-    says("False 0")  # all three were in his way, and are gone
-    assert client.wait() == 0, client.stderr
-
-
 def test_many_who_come_and_go(kept: Site, counter: Path, shipped: Path) -> None:
     """Each gets what it asked for, whatever was kept by then; nothing is left in the end."""
     executor = start(kept)
@@ -413,106 +335,10 @@ def test_many_who_come_and_go(kept: Site, counter: Path, shipped: Path) -> None:
         for thread in threads:
             thread.join()
         assert failed == []
-        left = kept_by(session)
-        assert left in (1, 2)
-        stopped = [pid for pid in workers_of(executor) if state(pid) == "T"]
-        assert len(stopped) == left
-
-
-@over_shm
-def test_tokens_and_memory_of_one_lease_are_not_anothers(kept: Site, counter: Path) -> None:
-    start(kept)
-    kept.set(executor__keep_warm_s=600.0, lease__isolation="process")
-    with kept.session() as session:
-        with session.lease(library=counter):  # brings the library
-            pass
-        seen: list[tuple[LeaseGranted, OpenLease, os.stat_result, bytes]] = []
-        for _ in range(2):
-            link = session.link_to(session.where)
-            granted = link.ask(
-                RequestLease(
-                    client="ada",
-                    cores=1,
-                    memory_bytes=1 << 26,
-                    duration_s=60.0,
-                    isolation="process",
-                ),
-                LeaseGranted,
-            )
-            shown = OpenLease(
-                token=granted.token, proof=prove(granted.secret, link.nonce, granted.lease)
-            )
-            link.ask(shown, LeaseOpened)
-            begin = StartWorker(
-                lease=granted.lease,
-                sha256=session_library(counter),
-                slots=2,
-                slot_bytes=4096,
-                hot_timeout_ms=0,
-            )
-            started = link.ask(begin, WorkerStarted)
-            assert started.kept == bool(seen)
-            (rings,) = link.take_fds()
-            os.pwrite(rings, b"mine", 4096 + 64)  # what the next lease must not see
-            body = os.pread(rings, 1 << 16, 4096 + 128)
-            assert body == bytes(len(body))
-            seen.append((granted, shown, os.fstat(rings), body))
-            os.close(rings)
-            link.ask(ReleaseLease(lease=granted.lease), Done)
-            for again in (shown, begin):
-                with pytest.raises(LeaseEndedError):
-                    link.ask(again, LeaseOpened)
-            link.close()
-        assert seen[0][2].st_ino != seen[1][2].st_ino
-        assert seen[0][0].secret != seen[1][0].secret
-
-
-def session_library(path: Path) -> str:
-    from rfaas.client.library import Library
-
-    return Library.read(path).sha256
-
-
-@over_shm
-def test_each_lease_has_a_bill_of_its_own(site: Site, counter: Path) -> None:
-    site.set(executor__keep_warm_s=600.0)
-    site.start("all")
-    calls = []
-    with site.session() as session:
-        for number in (5, 7):
-            with session.lease(library=counter) as lease:
-                for _ in range(number):
-                    count(lease)
-                calls.append((lease.id, number))
-        until(lambda: kept_by_node(site) == 1, "the worker is kept")
-        before = {one.lease: one.usage for one in session.leases(all=True)}
-        assert [(lease, before[lease].calls) for lease, _ in calls] == calls
-        after = {one.lease: one.usage for one in session.leases(all=True)}
-        assert before == after  # nobody is billed for what is kept
-
-
-def kept_by_node(site: Site) -> object:
-    with site.session(client__executor=site.address("executor")) as session:
-        return kept_by(session)
-
-
-@pytest.mark.rdma
-@pytest.mark.parametrize("isolation", ["process", "sandbox"])
-def test_over_rdma_the_endpoint_is_the_leases_and_the_worker_kept(
-    site: Site, counter: Path, rdma_ends: tuple[End, End], isolation: str
-) -> None:
-    site.set(executor__endpoint="always", executor__keep_warm_s=600.0)
-    executor = site.start("all", "--device", rdma_ends[1].device).pid
-    site.set(lane__transport="verbs", rdma__device=rdma_ends[0].device)
-    client = site.client(TWICE, counter, isolation)
-    assert client.lines.next() == "False 1", client.stderr
-    assert endpoints_of(executor) == []
-    before = workers_of(executor)
-    assert before
-    client.say("go on")
-    assert client.lines.next() == "True 2", client.stderr
-    assert client.wait() == 0, client.stderr
-    assert workers_of(executor) == before
-    assert endpoints_of(executor) == []
-    with site.session() as session:
-        assert [one.usage.calls for one in session.leases(all=True)] == [1, 1]
+        until(lambda: kept_by(session) in (1, 2), "there is room for two")
+        until(
+            lambda: (
+                len([1 for pid in workers_of(executor) if state(pid) == "T"]) == kept_by(session)
+            ),
+            "and the others are gone",
+        )
