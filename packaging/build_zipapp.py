@@ -57,9 +57,10 @@ COLD = 4  # likewise
 SOURCE = 8  # likewise
 # What every `rfaas call`, and every role up to its main, imports: tests/packaging/test_start.py
 # holds this to it.  msgpack's native part is deflated for its size: 0.6 ms for half a megabyte.
-# Also hot is all that lies in rfaas/ itself.
+# Also hot is all that lies in rfaas/ itself, but for what plain lines do without: the parser.
 HOT = re.compile(
-    r"""rfaas-(boot|cache) | rfaas(\.\w+)? | rfaas\.(client|roles\.client)(\..+)?
+    r"""rfaas-(boot|cache) | rfaas(\.(?!commands$)\w+)? | rfaas\.client(\.(?!wide$)\w+)?
+    | rfaas\.roles\.client
     | rfaas\.control\.(carrier|ends|link|sockets) | rfaas\.launch\.(embedded|local|service|zygote)
     | rfaas\.native\._(calls|window) | rfaas\.proto\.(codec|messages|proof|wire|worker_messages)
     | rfaas\.transport\.(ring|shm)
@@ -71,7 +72,8 @@ HOT = re.compile(
 SHARED = re.compile(
     r"""(h11|microdot|rfaas\.(admin|bench|sandbox\.engines))(\..+)?
     | rfaas\.diagnose\.(checks|command|containers|facts|hosts|records|report)
-    | rfaas\.launch\.(images|unpack) | rfaas\.web\.(access|metrics|openapi|site)
+    | rfaas\.launch\.(images|unpack) | rfaas\.sandbox\.container
+    | rfaas\.web\.(access|metrics|openapi|site)
     | msgspec\.(inspect|_json_schema)""",
     re.VERBOSE,
 )
