@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rfaas.errors import ProtocolError
-from rfaas.proto import messages, report_messages, worker_messages
+from rfaas.proto import guard_messages, messages, report_messages, worker_messages
 from rfaas.proto.codec import LENGTH, Framer, decode, encode, names_page
 from rfaas.proto.messages import (
     FRAME_BYTES_MAX,
@@ -101,7 +101,7 @@ class TestRoundTrip:
     def test_all_kinds_are_there(self) -> None:
         declared = {
             name
-            for module in (messages, worker_messages, report_messages)
+            for module in (messages, worker_messages, report_messages, guard_messages)
             for name, kind in vars(module).items()
             if isinstance(kind, type) and issubclass(kind, Message)
         } - {"Message"}
