@@ -23,6 +23,10 @@ from email.parser import Parser
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # -I leaves it out
+import rdma_libraries
+
+RDMA = rdma_libraries.FOLDER
 TREE = Path(__file__).resolve().parent.parent
 WHEELS = TREE / "build/dist/wheels"
 PYINSTALLER = TREE / "build/dist/pyinstaller"
@@ -88,11 +92,27 @@ def binary_components(program: Path, facts: dict[str, Any]) -> Iterator[Componen
     yield component(
         "pyinstaller", loader_version, "pypi", "GPL-2.0-or-later WITH Bootloader-exception"
     )
+    yield from rdma_components(archive)
     for name in archive.toc:
+        if name.startswith(f"{RDMA}/"):
+            continue
         if (match := LIBRARY.search(name)) and not match[1].startswith("libpython"):
             found = component(match[1], match[2], "generic", "")
             content = hashlib.sha256(archive.extract(name)).hexdigest()
             yield found | {"type": "library", "hashes": [{"alg": "SHA-256", "content": content}]}
+
+
+def rdma_components(archive: Any) -> Iterator[Component]:
+    """Of rdma-core and what it needs, each file, as the folder's own list has them."""
+    if f"{RDMA}/{rdma_libraries.PACKAGES}" not in archive.toc:
+        return
+    for package in json.loads(archive.extract(f"{RDMA}/{rdma_libraries.PACKAGES}")):
+        for name in package["files"]:
+            found = component(
+                name.partition(".so")[0], package["version"], "generic", package["licence"]
+            )
+            content = hashlib.sha256(archive.extract(f"{RDMA}/{name}")).hexdigest()
+            yield found | {"hashes": [{"alg": "SHA-256", "content": content}]}
 
 
 def packages(names: list[str]) -> Iterator[Component]:

@@ -15,6 +15,7 @@ import pytest
 import rfaas
 from rfaas.admin import about
 from rfaas.config_sources import CONFIG_FORMAT
+from rfaas.diagnose import rdma_core
 from rfaas.proto.messages import PROTOCOL_VERSION
 
 TREE = Path(__file__).resolve().parent.parent
@@ -34,7 +35,7 @@ def test_json_has_everything() -> None:
 
 
 def test_text_is_made_of_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    verbs = about.Library("/usr/lib/libibverbs.so.1.14.44.0", "44.0")
+    verbs = rdma_core.Library("/usr/lib/libibverbs.so.1.14.44.0", "44.0")
     monkeypatch.setattr(about, "library", lambda name: verbs if "verbs" in name else None)
     lines = about.text(about.about()).splitlines()
     assert lines[0] == f"rfaas {rfaas.__version__}"

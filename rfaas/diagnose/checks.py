@@ -267,7 +267,8 @@ def libraries(facts: Facts, wants: Wants) -> Iterator[Finding]:
         )
     if not missing:
         where = f"; pyverbs in {facts.pyverbs}" if facts.pyverbs else ""
-        yield Finding(check="libraries", text=f"{' and '.join(facts.libraries)} load{where}")
+        whose = f": {facts.rdma_core}" if facts.rdma_core else ""
+        yield Finding(check="libraries", text=f"{' and '.join(facts.libraries)} load{whose}{where}")
     if not facts.pyverbs:
         yield Finding(
             check="pyverbs",

@@ -11,6 +11,7 @@ import os
 import resource
 from typing import TYPE_CHECKING, Any
 
+from rfaas.diagnose import rdma_core
 from rfaas.errors import DeviceError, ProtocolError, RfaasError, SystemCallError, UnavailableError
 from rfaas.units import format_bytes
 
@@ -95,7 +96,7 @@ def load() -> Any:
         DeviceError: this machine lacks librdmacm, or this rfaas was built without it.
     """
     try:
-        from rfaas.native import _verbs
+        return rdma_core.native("_verbs")
     except ImportError as error:
         built = "_verbs" not in str(error)
         raise DeviceError(
@@ -104,7 +105,6 @@ def load() -> Any:
             if built
             else "build rfaas where the headers are (Debian: librdmacm-dev)",
         ) from None
-    return _verbs
 
 
 def of_trouble(trouble: Trouble, what: str) -> RfaasError:
