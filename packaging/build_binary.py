@@ -121,7 +121,7 @@ def stage(python: Python, folder: Path) -> None:
         target = folder / "licenses" / name.removeprefix("licenses/")
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(text)
-    rdma_libraries.stage(folder / rdma_libraries.FOLDER, folder / "licenses")
+    rdma_libraries.stage(folder, folder / "licenses")
     (folder / "functions").mkdir()
     shutil.copy(TREE / "functions/libfunctions.so", folder / "functions")
 

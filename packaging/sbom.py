@@ -12,6 +12,7 @@ gives the same bytes.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import re
 import subprocess
@@ -26,7 +27,6 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # -I leaves it out
 import rdma_libraries
 
-RDMA = rdma_libraries.FOLDER
 TREE = Path(__file__).resolve().parent.parent
 WHEELS = TREE / "build/dist/wheels"
 PYINSTALLER = TREE / "build/dist/pyinstaller"
@@ -94,8 +94,6 @@ def binary_components(program: Path, facts: dict[str, Any]) -> Iterator[Componen
     )
     yield from rdma_components(archive)
     for name in archive.toc:
-        if name.startswith(f"{RDMA}/"):
-            continue
         if (match := LIBRARY.search(name)) and not match[1].startswith("libpython"):
             found = component(match[1], match[2], "generic", "")
             content = hashlib.sha256(archive.extract(name)).hexdigest()
@@ -103,16 +101,17 @@ def binary_components(program: Path, facts: dict[str, Any]) -> Iterator[Componen
 
 
 def rdma_components(archive: Any) -> Iterator[Component]:
-    """Of rdma-core and what it needs, each file, as the folder's own list has them."""
-    if f"{RDMA}/{rdma_libraries.PACKAGES}" not in archive.toc:
+    """Of rdma-core and what it needs: each file, as their archive's own list has it."""
+    if rdma_libraries.ARCHIVE not in archive.toc:
         return
-    for package in json.loads(archive.extract(f"{RDMA}/{rdma_libraries.PACKAGES}")):
-        for name in package["files"]:
-            found = component(
-                name.partition(".so")[0], package["version"], "generic", package["licence"]
-            )
-            content = hashlib.sha256(archive.extract(f"{RDMA}/{name}")).hexdigest()
-            yield found | {"hashes": [{"alg": "SHA-256", "content": content}]}
+    with zipfile.ZipFile(io.BytesIO(archive.extract(rdma_libraries.ARCHIVE))) as carried:
+        for name, of in json.loads(carried.read(rdma_libraries.PACKAGES)).items():
+            found = component(name.partition(".so")[0], of["version"], "generic", of["licence"])
+            content = hashlib.sha256(carried.read(name)).hexdigest()
+            yield found | {
+                "description": f"{name}, of {of['source']}",
+                "hashes": [{"alg": "SHA-256", "content": content}],
+            }
 
 
 def packages(names: list[str]) -> Iterator[Component]:

@@ -31,7 +31,7 @@ def test_json_has_everything() -> None:
     assert (facts["runs_as"], facts["path"]) == ("source tree", str(TREE))
     assert facts["carried"]["msgspec"] == msgspec.__version__
     assert facts["carried"]["msgpack"] == ".".join(map(str, msgpack.version))
-    assert set(facts["rdma_core"]) == set(about.RDMA_LIBRARIES)
+    assert set(facts["rdma_core"]) == set(rdma_core.LIBRARIES)
 
 
 def test_text_is_made_of_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,18 +47,18 @@ def test_text_is_made_of_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_library_that_is_there_and_one_that_is_not() -> None:
-    libc = about.library("libc.so.6")
+    libc = rdma_core.library("libc.so.6")
     assert libc is not None
     assert Path(libc.path).name.startswith("libc.so.6")
     assert libc.version == ""  # its file's name says nothing
-    assert about.library("libnothing.so.9") is None
+    assert rdma_core.library("libnothing.so.9") is None
 
 
 @pytest.mark.skipif(
-    about.library("libibverbs.so.1") is None, reason="no rdma-core; apt-get install libibverbs1"
+    rdma_core.library("libibverbs.so.1") is None, reason="no rdma-core; apt-get install libibverbs1"
 )
 def test_the_version_of_rdma_core() -> None:
-    verbs = about.library("libibverbs.so.1")
+    verbs = rdma_core.library("libibverbs.so.1")
     assert verbs is not None
     assert re.fullmatch(r"\d+\.\d+", verbs.version)
 

@@ -12,7 +12,7 @@ import sys
 from rfaas import __version__
 from rfaas.config_sources import CONFIG_FORMAT
 from rfaas.diagnose.rdma_core import LIBRARIES as RDMA_LIBRARIES
-from rfaas.diagnose.rdma_core import OURS, library
+from rfaas.diagnose.rdma_core import SYSTEM, library
 from rfaas.errors import UsageError
 from rfaas.launch import embedded
 from rfaas.proto.messages import PROTOCOL_VERSION
@@ -80,9 +80,9 @@ def text(facts: dict[str, object]) -> str:
     if missing:
         rdma = "; ".join(filter(None, (rdma, f"no {', '.join(missing)}")))
         rdma += " (for RDMA: Debian's libibverbs1 and librdmacm1, Red Hat's libibverbs, librdmacm)"
-    elif libraries:
-        is_ours = any(one["origin"] == OURS for one in libraries.values())
-        rdma += "; carried by this program" if is_ours else "; the system's"
+    else:
+        is_system = all(one["origin"] == SYSTEM for one in libraries.values())
+        rdma += "; the system's" if is_system else "; carried by this program"
     rows = (
         ("protocol", facts["protocol"]),
         ("configuration", f"format {facts['configuration']}"),

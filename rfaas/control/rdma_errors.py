@@ -9,9 +9,8 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING, Any
 
-from rfaas.diagnose import rdma_core
 from rfaas.errors import AddressInUseError, RfaasError, SystemCallError, UnavailableError
-from rfaas.transport.verbs_errors import COMPLETIONS, EVENTS
+from rfaas.transport.verbs_errors import COMPLETIONS, EVENTS, native
 
 if TYPE_CHECKING:
     from rfaas.addresses import Address
@@ -33,7 +32,7 @@ def load() -> Any:
         UnavailableError: this machine lacks librdmacm, or this rfaas was built without it.
     """
     try:
-        return rdma_core.native("_rdma_stream")
+        return native("_rdma_stream")
     except ImportError as error:
         built = "_rdma_stream" not in str(error)
         raise UnavailableError(

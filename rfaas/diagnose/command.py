@@ -48,9 +48,6 @@ def run_devices(options: argparse.Namespace) -> int:
         print("\n\n".join(blocks), end="\n" if blocks else "")
     elif any(node.devices for node in nodes):
         print(report.devices_table(nodes))
-        for node in nodes:
-            if node.rdma_core:
-                print(f"{node.host}: {node.rdma_core}")
     return _verdict(nodes, options)
 
 

@@ -1,30 +1,27 @@
 """rdma-core's libraries: the system's, or those that the binary carries where it has none.
 
 Whoever needs libibverbs or librdmacm comes here first: native modules by `native`,
-pyverbs and those who only ask by `load`.  Parts of rdma-core fit their like only, so it
-is all of the one or all of the other: a system that lacks either library gets both, and
-the drivers, from the binary (packaging/rdma_libraries.py).  These lie in a folder that the
-dynamic linker does not search; once they are loaded it takes them for all who need
-libraries of their names (SONAME, ld.so(8)).
+pyverbs and those who only ask by `load`.  Parts of rdma-core fit their like only, so it is
+all of the one or all of the other: a system that lacks a library, or has no drivers, gets
+everything from the binary (packaging/rdma_libraries.py), which keeps it packed until it is
+needed and loads it from memory.  The dynamic linker takes what is loaded for all who need
+a library of that name (SONAME, ld.so(8)), and drivers tell libibverbs of themselves.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import sys
 from functools import cache
 from importlib import import_module
 from typing import Any, NamedTuple
 
 LIBRARIES = ("libibverbs.so.1", "librdmacm.so.1")
-FOLDER = "rdma-core"  # in what PyInstaller's loader unpacked
-# In the order in which they need each other.
-CARRIED = ("libnl-3.so.", "libnl-route-3.so.", "libibverbs.so.", "librdmacm.so.")
-DRIVER = re.compile(r"(lib\w+)-rdmav\d+\.so")  # the number is that of libibverbs' private ABI
-# libibverbs reads it when it first looks for devices: drivers, by path less "-rdmav34.so".
-DRIVERS_VARIABLE = "RDMAV_DRIVERS"
-SYSTEM, OURS, NOBODY = "system", "carried", ""
+DRIVERS = "/etc/libibverbs.d"  # where rdma-core's drivers of a system are named
+ARCHIVE = "rdma-core.zip"  # in what PyInstaller's loader unpacked
+MEMORY = "/memfd:rdma-core/"  # as /proc/self/maps has what was loaded from it
+SYSTEM, CARRIED, NOBODY = "system", "carried", ""
+IN_WORDS = {SYSTEM: "the system's", CARRIED: "carried"}
 
 
 class Library(NamedTuple):
@@ -32,24 +29,24 @@ class Library(NamedTuple):
 
     path: str
     version: str
-    origin: str = SYSTEM  # or OURS
+    origin: str = SYSTEM  # or CARRIED
 
 
 @cache
 def load() -> str:
-    """Load both libraries, and keep them; returns whose: SYSTEM, OURS, or NOBODY.
+    """Load both libraries, for good; returns whose they are: SYSTEM, CARRIED or NOBODY.
 
-    No device is opened: libibverbs looks for those when it is first asked.
+    No device is opened: rdma-core looks for those when it is first asked.
     """
     try:
-        import ctypes
-
-        ctypes.CDLL("librdmacm.so.1")  # which needs libibverbs
+        import ctypes  # noqa: F401 - a Python may be without
     except ImportError:
         return NOBODY
-    except OSError:
-        return _load_carried(folder()) if folder() else NOBODY
-    return SYSTEM
+    if os.path.isdir(DRIVERS) and _loads(LIBRARIES[1]):
+        return SYSTEM
+    if _load_carried():
+        return CARRIED
+    return SYSTEM if _loads(LIBRARIES[1]) else NOBODY
 
 
 def native(name: str) -> Any:
@@ -58,66 +55,74 @@ def native(name: str) -> Any:
     Raises:
         ImportError: it was not built, or there is no rdma-core.
     """
-    try:
-        return import_module(f"rfaas.native.{name}")
-    except ImportError:
-        if load() != OURS:
-            raise
+    if os.path.isdir(DRIVERS):
+        try:
+            return import_module(f"rfaas.native.{name}")
+        except ImportError:
+            if load() != CARRIED:
+                raise
+    load()
     return import_module(f"rfaas.native.{name}")
 
 
 def library(name: str) -> Library | None:
     """A shared library as programs here get it, or None."""
-    try:
-        import ctypes
-
-        if name in LIBRARIES:
-            load()
-        ctypes.CDLL(name)
-    except (ImportError, OSError):
+    if name in LIBRARIES:
+        load()
+    if not _loads(name):
         return None
     try:
         with open("/proc/self/maps") as maps:
             paths = {line.split(maxsplit=5)[5].rstrip("\n") for line in maps if f"/{name}" in line}
     except OSError:
         return Library("", "")
-    path = min(paths, default="")
+    path = min(paths, default="").removesuffix(" (deleted)")
     # libibverbs.so.1.14.44.0 is rdma-core 44.0: its CMakeLists.txt appends the package's version.
     numbers = os.path.basename(path).partition(".so.")[2].split(".")
     version = ".".join(numbers[2:]) if len(numbers) == 4 else ""
-    is_ours = bool(folder()) and os.path.dirname(path) == os.path.realpath(folder())
-    return Library(path, version, OURS if is_ours else SYSTEM)
+    return Library(path, version, CARRIED if path.startswith(MEMORY) else SYSTEM)
 
 
 def in_words() -> str:
-    """Whose rdma-core is used, and which: "the system's rdma-core 44.0"; "" where there is none."""
+    """Whose is used, and which: "the system's rdma-core 44.0"; "" where there is none."""
     if not (whose := load()):
         return ""
     found = library(LIBRARIES[0])
-    version = found.version if found else ""
-    article = "the system's" if whose == SYSTEM else "carried"
-    return f"{article} rdma-core {version or 'of unknown version'}"
+    version = (found and found.version) or "of unknown version"
+    return f"{IN_WORDS[whose]} rdma-core {version}"
 
 
-def folder() -> str:
-    """Where the carried libraries are; "" where this program carries none."""
-    path = os.path.join(getattr(sys, "_MEIPASS", ""), FOLDER)
-    return path if hasattr(sys, "_MEIPASS") and os.path.isdir(path) else ""
-
-
-def _load_carried(place: str) -> str:
-    import ctypes
-
-    names = sorted(os.listdir(place))
+def _loads(name: str) -> bool:
     try:
-        for start in CARRIED:
-            (name,) = (name for name in names if name.startswith(start))
-            ctypes.CDLL(f"{place}/{name}")
-    except (OSError, ValueError):  # another C library, perhaps
-        return NOBODY
-    drivers = [f"{place}/{found[1]}" for name in names if (found := DRIVER.fullmatch(name))]
-    # A program of ours that started this one may have named its own, which are the same.
-    said = os.environ.get(DRIVERS_VARIABLE, "").split(":")
-    drivers += [driver for driver in said if driver and f"/{FOLDER}/lib" not in driver]
-    os.environ[DRIVERS_VARIABLE] = ":".join(drivers)
-    return OURS
+        import ctypes
+
+        ctypes.CDLL(name)
+    except (ImportError, OSError):
+        return False
+    return True
+
+
+def _load_carried() -> bool:
+    """All that is in ARCHIVE, in its order; False where there is none, or no memory file."""
+    path = os.path.join(getattr(sys, "_MEIPASS", ""), ARCHIVE)
+    if not (hasattr(sys, "_MEIPASS") and os.path.exists(path)):
+        return False
+    import ctypes
+    from contextlib import ExitStack
+    from zipfile import ZipFile
+
+    with ExitStack() as files, ZipFile(path) as archive:
+        for name in archive.namelist():
+            if ".so" not in name:
+                continue
+            try:
+                memory = os.memfd_create(MEMORY.removeprefix("/memfd:") + name)
+                file = files.enter_context(open(memory, "wb"))
+                file.write(archive.read(name))
+                file.flush()
+                # By a name that nothing else is loaded by, and that is another one each time:
+                # dlopen(3) compares names, and descriptors stay open until all is loaded.
+                ctypes.CDLL(f"/proc/self/./fd/{memory}")
+            except OSError:  # no /proc, or a C library too old
+                return False
+    return True

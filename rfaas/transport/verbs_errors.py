@@ -9,9 +9,10 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import sys
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from rfaas.diagnose import rdma_core
 from rfaas.errors import DeviceError, ProtocolError, RfaasError, SystemCallError, UnavailableError
 from rfaas.units import format_bytes
 
@@ -96,7 +97,7 @@ def load() -> Any:
         DeviceError: this machine lacks librdmacm, or this rfaas was built without it.
     """
     try:
-        return rdma_core.native("_verbs")
+        return native("_verbs")
     except ImportError as error:
         built = "_verbs" not in str(error)
         raise DeviceError(
@@ -105,6 +106,19 @@ def load() -> Any:
             if built
             else "build rfaas where the headers are (Debian: librdmacm-dev)",
         ) from None
+
+
+def native(name: str) -> Any:
+    """A native module that is linked to rdma-core: the system's, or what the binary carries.
+
+    Raises:
+        ImportError: it was not built, or there is no rdma-core.
+    """
+    if hasattr(sys, "frozen"):
+        from rfaas.diagnose import rdma_core
+
+        return rdma_core.native(name)
+    return import_module(f"rfaas.native.{name}")
 
 
 def of_trouble(trouble: Trouble, what: str) -> RfaasError:
