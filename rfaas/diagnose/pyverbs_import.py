@@ -28,7 +28,8 @@ def load_pyverbs() -> str:
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     # As launch/embedded.py finds out, which is above this layer.
     is_carried = hasattr(globals().get("__loader__"), "one_file") or hasattr(sys, "frozen")
-    if is_carried and _load_from_places(version):
+    is_loaded = "pyverbs.enums" in sys.modules  # which a second package would not get
+    if is_carried and not is_loaded and _load_from_places(version):
         import pyverbs.enums
     else:
         try:

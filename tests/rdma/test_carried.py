@@ -59,7 +59,16 @@ def test_serve_and_call(
     )
     try:
         address = executor.lines.until("executor ").partition("--executor ")[2].split()[0]
-        flags = ("--executor", address, "--device", client.device, "--slot-bytes", "64KiB")
+        flags = (
+            "--executor",
+            address,
+            "--device",
+            client.device,
+            "--transport",
+            "verbs",
+            "--slot-bytes",
+            "64KiB",
+        )
         call = ("call", *flags, "--repeat", "20", str(LIBRARY), "echo", "-")
         done = copy.run_with_mounts(MACHINES[machine], *call, data=data)
         assert (done.status, done.out, done.err) == (0, data, ""), executor.stderr
