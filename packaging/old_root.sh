@@ -12,8 +12,7 @@ root=$1
 tree=$2
 shift 2
 suite=bullseye
-inside='gcc libc6-dev make binutils zlib1g-dev libsqlite3-dev libffi-dev
-    librdmacm-dev ibverbs-providers' # for RDMA: to compile for, and to carry
+inside='gcc libc6-dev make binutils zlib1g-dev libsqlite3-dev libffi-dev'
 
 fail() {
     printf 'dist: %s\n' "$1" >&2
