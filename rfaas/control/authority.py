@@ -122,6 +122,7 @@ class OwnAuthority:
             (),
             clock.monotonic_s(),
             node.gpus,
+            node.oversubscribe,
         )
 
     def claims(self, request: OpenLease, nonce: bytes) -> Claims:
@@ -371,6 +372,7 @@ def granted(grant: Lease, address: str, key: bytes, wall_s: float, request_id: i
         isolation=grant.isolation,
         image=grant.image,
         gpus=grant.gpus,
+        shared=grant.shared,
         duration_s=grant.duration_s,
         issued_at_s=wall_s,
         not_after_s=wall_s + grant.duration_s,
@@ -411,6 +413,7 @@ def ask_of(request: RequestLease, account: str, lease: str) -> Ask:
         gpus=request.gpus,
         placement=request.placement,
         wait_s=request.wait_s,
+        shared=request.shared,
     )
 
 

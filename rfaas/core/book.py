@@ -14,13 +14,15 @@ from heapq import heapify, heappop, heappush
 from typing import NamedTuple
 
 from rfaas.core.lease import LIVE, Ended, Lease
-from rfaas.core.placement import Index, Node
+from rfaas.core.node import Node
+from rfaas.core.placement import Index
 from rfaas.errors import CapacityError, UnavailableError, UsageError
 from rfaas.proto.messages import LeaseReport, NodeReport, Usage
 
 CORES_MAX = 65536
 MEMORY_BYTES_MAX = 2**60
 GPUS_MAX = 4096
+OVERSUBSCRIBE_MAX = 64
 NODES_MAX = 16384  # joining past it makes the node go that has been lost longest
 ENDED_MAX = 4096  # ended leases kept for display; the oldest go first
 STALE_MAX = 4096  # deadlines of leases that have ended, before they are swept
@@ -44,6 +46,7 @@ class Book:
         self._silence_max_s = heartbeat_s * missed_beats_max
         self._nodes: dict[str, Node] = {}
         self._index = Index()
+        self._twins = Index()  # of nodes that oversubscribe, for leases that share
         self._live: dict[str, Lease] = {}
         self._bundles: dict[str, list[Lease]] = {}  # live, by the first one's id
         self._torn: set[str] = set()  # bundles of which a part had ended before a restart
@@ -74,6 +77,7 @@ class Book:
         live: Collection[str],
         now_s: float,
         gpus: int = 0,
+        oversubscribe: int = 1,
     ) -> list[str]:
         """A node offers itself, for the first time or again; it still serves `live`.
 
@@ -84,12 +88,17 @@ class Book:
         and the next `tick` reports the others as node-lost.
         """
         check_amounts(cores, memory_bytes, gpus)
+        if not 1 <= oversubscribe <= OVERSUBSCRIBE_MAX:
+            raise UsageError(
+                f"node {node} cannot oversubscribe by {oversubscribe}, "
+                f"1 to {OVERSUBSCRIBE_MAX} are allowed"
+            )
         known = self._nodes.get(node)
         if known is None and len(self._nodes) >= NODES_MAX:
             self._forget_lost(node)
         held = [self._live[lease] for lease in known.leases] if known else []
         joined = self._add_node(
-            node, address, incarnation, cores, memory_bytes, isolation, now_s, gpus
+            node, address, incarnation, cores, memory_bytes, isolation, now_s, gpus, oversubscribe
         )
         joined.state = "up"
         joined.draining = known is not None and known.draining
@@ -97,12 +106,11 @@ class Book:
             if lease.lease not in self._live:  # it ended with another one of its bundle
                 continue
             stays = lease.lease in live or (known and known.incarnation == incarnation)
-            if stays and joined.fits(lease.cores, lease.memory_bytes, lease.gpus):
-                joined.take(lease.lease, lease.cores, lease.memory_bytes, lease.gpus)
-            else:
-                self._news.append(self._close(lease, "node-lost", now_s))
+            if stays and _take_again(joined, lease):
+                continue
+            self._news.append(self._close(lease, "node-lost", now_s))
         if not joined.draining:
-            self._index.add(joined)
+            self._list(joined)
         self._freed = True
         return [lease for lease in live if lease not in joined.leases]
 
@@ -151,9 +159,9 @@ class Book:
             raise UnavailableError(f"node {node} is unknown", hint="`rfaas nodes` lists them")
         known.draining = draining
         if draining:
-            self._index.remove(known)
+            self._unlist(known)
         elif known.state == "up":
-            self._index.add(known)
+            self._list(known)
             self._freed = True
 
     # Time
@@ -212,10 +220,11 @@ class Book:
         now_s: float,
         draining: bool = False,
         gpus: int = 0,
+        oversubscribe: int = 1,
     ) -> None:
         """Enter a node from a store: lost until it joins, its leases kept so long."""
         added = self._add_node(
-            node, address, incarnation, cores, memory_bytes, isolation, now_s, gpus
+            node, address, incarnation, cores, memory_bytes, isolation, now_s, gpus, oversubscribe
         )
         added.draining = draining
 
@@ -235,9 +244,7 @@ class Book:
         self._enter(lease)
         node = self._nodes.get(lease.node)
         whole = not lease.bundle or lease.bundle not in self._torn
-        if whole and node is not None and node.fits(lease.cores, lease.memory_bytes, lease.gpus):
-            node.take(lease.lease, lease.cores, lease.memory_bytes, lease.gpus)
-        else:
+        if not (whole and node is not None and _take_again(node, lease)):
             self._torn.add(lease.bundle)
             self._news.append(self._close(lease, "node-lost", now_s))
 
@@ -331,13 +338,24 @@ class Book:
             heapify(self._deadlines)
             self._sweep_at = 2 * len(self._deadlines) + STALE_MAX
 
+    def _list(self, node: Node) -> None:
+        """It can be leased from."""
+        self._index.add(node)
+        if node.twin is not None:
+            self._twins.add(node.twin)
+
+    def _unlist(self, node: Node) -> None:
+        self._index.remove(node)
+        if node.twin is not None:
+            self._twins.remove(node.twin)
+
     def _forget_lost(self, joining: str) -> None:
         lost = [node for node in self._nodes.values() if node.state == "lost" and not node.leases]
         if not lost:
             raise CapacityError(f"node {joining} cannot join: {NODES_MAX} nodes are the most")
         del self._nodes[min(lost, key=lambda node: node.beat_at_s).node]
 
-    def _add_node(
+    def _add_node(  # noqa: PLR0913, PLR0917 - as `join`
         self,
         node: str,
         address: str,
@@ -347,9 +365,10 @@ class Book:
         isolation: tuple[str, ...],
         now_s: float,
         gpus: int,
+        oversubscribe: int,
     ) -> Node:
         if (known := self._nodes.get(node)) is not None:
-            self._index.remove(known)
+            self._unlist(known)
         added = Node(
             node=node,
             address=address,
@@ -364,6 +383,7 @@ class Book:
             memory_free_bytes=memory_bytes,
             gpus=gpus,
             gpus_free=gpus,
+            oversubscribe=oversubscribe,
         )
         self._nodes[node] = added
         if added.silent_until_s < math.inf:
@@ -374,7 +394,7 @@ class Book:
         known = self._nodes.get(node)
         if known is None:
             return []
-        self._index.remove(known)
+        self._unlist(known)
         known.state = "lost"
         known.silent_until_s = math.inf
         return [
@@ -387,7 +407,8 @@ class Book:
         del self._live[lease.lease]
         node = self._nodes.get(lease.node)
         if node is not None:
-            node.give(lease.lease, lease.cores, lease.memory_bytes, lease.gpus)
+            shares = lease.shared > 0
+            node.give(lease.lease, lease.cores, lease.memory_bytes, lease.gpus, shares=shares)
         held = self._held[lease.account]
         if held[1] == 1:
             del self._held[lease.account]
@@ -416,6 +437,15 @@ class Book:
         lease.ends_at_s = ends_at_s
         if earlier:  # a later one is seen when the earlier has passed
             self._push_deadline(ends_at_s, lease.lease)
+
+
+def _take_again(node: Node, lease: Lease) -> bool:
+    """Whether a node that has come back, or is restored, has room for a lease that it had."""
+    amounts, shares = (lease.cores, lease.memory_bytes, lease.gpus), lease.shared > 0
+    if not node.holds(*amounts, shares=shares):
+        return False
+    node.take(lease.lease, *amounts, shares=shares)
+    return True
 
 
 def check_amounts(cores: int, memory_bytes: int, gpus: int = 0) -> None:

@@ -20,10 +20,12 @@ from typing import NamedTuple, NoReturn
 
 from rfaas import sandbox
 from rfaas.config import SandboxConfig
+from rfaas.control.carrier import SocketCarrier
 from rfaas.control.link import Link
 from rfaas.errors import PeerLostError, RfaasError, SystemCallError
 from rfaas.proto.messages import Error
 from rfaas.proto.worker_messages import (
+    WORKER_FDS_MAX,
     KillWorker,
     LevelsFound,
     LimitWorker,
@@ -207,7 +209,8 @@ def _start_worker(
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             os.dup2(output_fd, 2)
-            worker_link = Link(socket.socket(fileno=os.dup(fd)), "the executor")
+            carrier = SocketCarrier(socket.socket(fileno=os.dup(fd)), WORKER_FDS_MAX)
+            worker_link = Link(carrier, "the executor")
             _close_all_but(worker_link.fileno())
             _become_child(parent, "rfaas-worker", signal.SIGKILL)
             prepare()
