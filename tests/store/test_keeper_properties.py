@@ -221,9 +221,14 @@ class KeeperMachine(RuleBasedStateMachine):
     @rule()
     def settle(self) -> None:
         self.tick()
-        for settled in self.ledger.settle(self.now_s):
-            if settled.granted is not None:
-                self.enter(settled.granted)
+        served = self.ledger.settle(self.now_s)
+        granted = [settled.granted for settled in served if settled.granted is not None]
+        fences = [part.fence for lease in granted for part in self.ledger.parts(lease)]
+        assert fences == sorted(set(fences))
+        before = self.fence
+        for lease in granted:  # all of them are there, so the first commit takes them all
+            self.fence = before
+            self.enter(lease)
 
     @rule(number=numbers, duration_s=st.floats(0.5, DURATION_MAX_S))
     def renew(self, number: int, duration_s: float) -> None:
