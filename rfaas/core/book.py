@@ -50,7 +50,7 @@ class Book:
         self._live: dict[str, Lease] = {}
         self._bundles: dict[str, list[Lease]] = {}  # live, by the first one's id
         self._torn: set[str] = set()  # bundles of which a part had ended before a restart
-        self._held: dict[str, list[int]] = {}  # cores, leases, GPUs of an account
+        self._held: dict[str, list[int]] = {}  # of an account: cores, leases as asked for, GPUs
         self._ended: dict[str, Lease] = {}
         self._ended_order: deque[str] = deque()
         self._news: list[Ended] = []  # for the next tick
@@ -60,6 +60,7 @@ class Book:
         # No later than its deadline, for each lease and node; those that have ended are swept.
         self._deadlines: list[tuple[float, str]] = []
         self._silences: list[tuple[float, str]] = []
+        self._watched: set[str] = set()  # nodes that have one: one each, however often they join
         self._sweep_at = STALE_MAX
         self._ticked_s = math.inf  # when `tick` last ran
         self.away_s = self._silence_max_s / 2  # between two ticks, past which we were away
@@ -194,10 +195,13 @@ class Book:
             else:
                 heappush(deadlines, (lease.ends_at_s, lease.lease))
         while silences and silences[0][0] <= now_s:
-            silent = self._nodes.get(heappop(silences)[1])
+            name = heappop(silences)[1]
+            silent = self._nodes.get(name)
             if silent is None or silent.silent_until_s == math.inf:
+                self._watched.discard(name)
                 continue
             if silent.silent_until_s <= now_s:
+                self._watched.discard(name)
                 self.silent.append(silent.node)
                 self._news += self.lose(silent.node, now_s)
             else:
@@ -319,17 +323,17 @@ class Book:
     # Private
 
     def _enter(self, lease: Lease) -> None:
-        self._live[lease.lease] = lease
         held = self._held.get(lease.account)
         if held is None:
-            self._held[lease.account] = [lease.cores, 1, lease.gpus]
+            self._held[lease.account] = [lease.cores, _asked(lease), lease.gpus]
         else:
             held[0] += lease.cores
-            held[1] += 1
+            held[1] += _asked(lease)
             held[2] += lease.gpus
         if lease.bundle:
             self._bundles.setdefault(lease.bundle, []).append(lease)
         self._push_deadline(lease.ends_at_s, lease.lease)
+        self._live[lease.lease] = lease  # last: what can be ended has been counted
 
     def _push_deadline(self, at_s: float, lease: str) -> None:
         heappush(self._deadlines, (at_s, lease))
@@ -386,7 +390,8 @@ class Book:
             oversubscribe=oversubscribe,
         )
         self._nodes[node] = added
-        if added.silent_until_s < math.inf:
+        if added.silent_until_s < math.inf and node not in self._watched:
+            self._watched.add(node)
             heappush(self._silences, (added.silent_until_s, node))
         return added
 
@@ -410,11 +415,11 @@ class Book:
             shares = lease.shared > 0
             node.give(lease.lease, lease.cores, lease.memory_bytes, lease.gpus, shares=shares)
         held = self._held[lease.account]
-        if held[1] == 1:
+        if held[0] == lease.cores:  # each has one at least: it was the last
             del self._held[lease.account]
         else:
             held[0] -= lease.cores
-            held[1] -= 1
+            held[1] -= _asked(lease)
             held[2] -= lease.gpus
         lease.state = cause
         lease.ends_at_s = min(lease.ends_at_s, now_s)
@@ -446,6 +451,11 @@ def _take_again(node: Node, lease: Lease) -> bool:
         return False
     node.take(lease.lease, *amounts, shares=shares)
     return True
+
+
+def _asked(lease: Lease) -> int:
+    """As how many leases it counts: a bundle is one, for which its first part stands."""
+    return lease.bundle in ("", lease.lease)
 
 
 def check_amounts(cores: int, memory_bytes: int, gpus: int = 0) -> None:

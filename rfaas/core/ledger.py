@@ -134,7 +134,10 @@ class Ledger(Book):
 
     def cancel(self, lease: str) -> bool:
         """Whoever waits for that lease does so no more; False where nobody did."""
-        return self._queue.remove(lease) is not None
+        if self._queue.remove(lease) is None:
+            return False
+        self._freed = True  # who stood behind it may fit
+        return True
 
     def settle(self, now_s: float) -> list[Settled]:
         """Requests that have waited and do so no more: granted, or their time is up.
@@ -143,10 +146,9 @@ class Ledger(Book):
         """
         if not self._queue:
             return []
-        settled = [
-            Settled(ask, None, self._refusal(ask, f" after {ask.wait_s:g} s of waiting"))
-            for ask in self._queue.overdue(now_s)
-        ]
+        late = self._queue.overdue(now_s)
+        self._freed = self._freed or bool(late)  # who stood behind them may fit
+        settled = [Settled(ask, None, self._late(ask)) for ask in late]
         return settled + (self._serve_queue(now_s) if self._freed else [])
 
     def renew(self, lease: str, duration_s: float, now_s: float) -> Lease:
@@ -374,6 +376,11 @@ class Ledger(Book):
         one = ask.placement == "node" or self._new_id is None
         wanted = (ask.cores, ask.memory_bytes, ask.isolation, one, ask.gpus)
         return (ask.shared and self._twins.possible(*wanted)) or self._index.possible(*wanted)
+
+    def _late(self, ask: Ask) -> CapacityError:
+        when = f" after {ask.wait_s:g} s of waiting"
+        over = self._over_quota(ask)
+        return CapacityError(over.text + when, hint=over.hint) if over else self._refusal(ask, when)
 
     def _refusal(self, ask: Ask, when: str = "") -> CapacityError:
         one = ask.placement == "node" or self._new_id is None

@@ -137,7 +137,7 @@ class Supervisor:
         if cause := self._over.get(claims.lease) or (lease.cause if lease else ""):
             raise LeaseEndedError(f"lease {claims.lease[:8]} is over: {cause}")
         if lease is not None:
-            if claims.fence >= lease.claims.fence and not lease.ending:
+            if claims.fence > lease.claims.fence and not lease.ending:
                 # A manager that was started anew knows no image: it is that of the grant.
                 lease.claims = replace(claims, image=lease.claims.image)
                 lease.ends_at_s = now_s + left_s

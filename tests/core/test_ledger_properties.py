@@ -39,7 +39,7 @@ NODES = {  # cores, bytes of memory, GPUs
 }
 OVERSUBSCRIBE = {"a": 1, "b": 2, "c": 1, "d": 3}
 DURATION_MAX_S = 100.0
-QUOTA = Quota(cores_max=9, leases_max=12, gpus_max=2)
+QUOTA = Quota(cores_max=9, leases_max=4, gpus_max=2)
 
 names = st.sampled_from(sorted(NODES))
 rarely = st.sampled_from([False, False, False, True])
@@ -347,12 +347,15 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @invariant()
     def no_account_holds_more_than_its_quota(self) -> None:
-        cores, gpus = Counter[str](), Counter[str]()
+        cores, gpus, leases = Counter[str](), Counter[str](), Counter[str]()
         for report in self.ledger.leases(self.now_s):
-            cores[self.account(report.lease)] += report.cores
-            gpus[self.account(report.lease)] += report.gpus
+            lease = self.lease(report.lease)
+            cores[lease.account] += report.cores
+            gpus[lease.account] += report.gpus
+            leases[lease.account] += lease.bundle in ("", lease.lease)
         assert all(held <= QUOTA.cores_max for held in cores.values())
         assert all(held <= QUOTA.gpus_max for held in gpus.values())
+        assert all(held <= QUOTA.leases_max for held in leases.values())
 
     @invariant()
     def a_bundle_is_live_as_a_whole_or_not_at_all(self) -> None:
@@ -398,7 +401,7 @@ class LedgerMachine(RuleBasedStateMachine):
         """Whether the nodes that can be leased from, and the quota, leave room for that."""
         live = [self.lease(one) for one in self.live()]
         mine = [one for one in live if one.account == ask.account]
-        if len(mine) >= QUOTA.leases_max:
+        if sum(one.bundle in ("", one.lease) for one in mine) >= QUOTA.leases_max:
             return False
         cores_left = QUOTA.cores_max - sum(one.cores for one in mine)
         if ask.gpus and ask.gpus > QUOTA.gpus_max - sum(one.gpus for one in mine):
