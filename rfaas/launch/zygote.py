@@ -34,6 +34,7 @@ from rfaas.proto.worker_messages import (
     WorkerLimited,
     WorkerSpawned,
 )
+from rfaas.sandbox import cgroups
 
 DESCRIPTORS_MAX = 4096  # where /proc does not say which are open; 1 ms
 
@@ -112,6 +113,7 @@ def serve(link: Link, worker_main: WorkerMain, node: SandboxConfig) -> None:
             worker.reaped(os.waitpid(pid, 0)[1], 0)
         while strays := _strays(set()):  # as each ends, its children become ours
             _end(strays)
+        cgroups.of_node().clear()
 
 
 def _obey(link: Link, workers: Workers, worker_main: WorkerMain, node: SandboxConfig) -> None:
@@ -194,6 +196,7 @@ def _reap(link: Link, workers: Workers) -> None:
             cpu_ns = round((used.ru_utime + used.ru_stime) * 1e9)
             end = worker.reaped(status, cpu_ns)
             link.send(WorkerDied(pid=pid, status=end.status, why=end.why, cpu_ns=end.cpu_ns))
+        cgroups.of_node().clear()
 
 
 def _start_worker(
