@@ -55,9 +55,7 @@ def run(config: Config, rounds: int) -> dict[str, object]:
             hint="it looks for processes on this machine: leave --executor out",
         )
     executor = replace(config.executor, cores=1, keep_warm_s=0.0)
-    config = replace(
-        config, client=replace(config.client, executor="private"), executor=executor
-    )
+    config = replace(config, client=replace(config.client, executor="private"), executor=executor)
     asked = config.lease.isolation
     levels = []
     with Session(config) as session:

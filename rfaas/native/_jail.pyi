@@ -9,7 +9,7 @@ NEWPID: int
 NEWNET: int
 
 def fork_into(group: int) -> int: ...
-def clone(  # noqa: PLR0913 - what both processes need
+def clone(
     namespaces: int,
     ready: int,
     go: int,

@@ -48,7 +48,13 @@ class Forked:
 
     def stop(self) -> tuple[int, int]:
         self._stopped = True
-        return stopping.stop(self.pid)
+        found = stopping.stop(self.pid)
+        if self._group is not None and (others := self._group.processes() - {self.pid}):
+            raise SystemCallError(f"its group has {len(others)} processes beside it")
+        return found
+
+    def has(self, pid: int) -> bool:
+        return self._group is not None and pid in self._group.processes()
 
     def go_on(self) -> None:
         if self._stopped:

@@ -27,7 +27,6 @@ from rfaas.control.link import Link
 from rfaas.core.elf import ExportedFunction, read_functions
 from rfaas.errors import PeerLostError, RfaasError, SystemCallError
 from rfaas.native._worker import adopt_orphans, die_with_parent
-from rfaas.paths import system_text
 from rfaas.proto.codec import names_page
 from rfaas.proto.messages import Error
 from rfaas.proto.worker_messages import LibraryLoaded, LoadLibrary, WorkerDied
@@ -93,6 +92,10 @@ class Kept:
 
     def stop(self) -> tuple[int, int]:
         raise SystemCallError("what is in its container serves one lease")
+
+    def has(self, pid: int) -> bool:
+        """Orphans come to it."""
+        return False
 
     def go_on(self) -> None:
         """Nothing: it is never stopped."""

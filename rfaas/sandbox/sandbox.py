@@ -98,6 +98,10 @@ class Jailed:
             raise SystemCallError(f"its sandbox has {len(others)} processes beside it")
         return found
 
+    def has(self, pid: int) -> bool:
+        """Orphans come to its init."""
+        return False
+
     def go_on(self) -> None:
         # Until its init is reaped, which is our child, the number can only be the worker's.
         if not self._stopped:
@@ -162,21 +166,20 @@ class SandboxLevel:
         ready, go = os.pipe()
         status, say = os.pipe()
         pid = birth_fd = -1
-
-        def enter(born: bool) -> None:
-            """In the init: what it cannot have, its worker says."""
-            try:
-                if group is not None:
-                    group.enter(born=born)
-            except OSError as error:
-                self._failed = SystemCallError(f"cannot limit a worker: {system_text(error)}")
-
         try:
             if group is not None:
                 group.limit(limits, birth.order.cpus)
                 birth_fd = group.birth_fd()
             user = self._user if self._namespaces & _jail.NEWUSER else -1
-            pid = _jail.clone(self._namespaces, ready, go, say, user, birth_fd, enter)
+            pid = _jail.clone(
+                self._namespaces,
+                ready,
+                go,
+                say,
+                user,
+                birth_fd,
+                functools.partial(self._enter_group, group),
+            )
             if not pid:
                 birth.run(1, lambda: self._prepare(birth.order.gpus))
             if self._namespaces & _jail.NEWUSER:
@@ -204,6 +207,14 @@ class SandboxLevel:
         if self._failed is not None:
             raise self._failed
         rlimits.set_all(limits, whole=self._groups is None or bool(self._groups.why))
+
+    def _enter_group(self, group: cgroups.Group | None, born: bool) -> None:
+        """In the new init: what it cannot have, its worker says."""
+        try:
+            if group is not None:
+                group.enter(born=born)
+        except OSError as error:
+            self._failed = SystemCallError(f"cannot limit a worker: {system_text(error)}")
 
     def _prepare(self, given: Sequence[Gpu] = ()) -> None:
         """In the new worker: all that does not depend on its task."""

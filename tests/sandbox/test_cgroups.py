@@ -31,6 +31,7 @@ def group(groups: Groups) -> Iterator[Group]:
     made = groups.limited(LIMITS, ())
     assert made is not None
     yield made
+    made.kill()
     until(made.remove, "an empty group")
 
 
@@ -56,15 +57,15 @@ def member(group: Group) -> int:
     return pid
 
 
-def paths_of(pid: int) -> set[str]:
+def names_of(pid: int) -> set[str]:
+    """Of the groups of ours that it is in: one, the same in each hierarchy."""
     lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
-    return {line.split(":", 2)[2] for line in lines if "/rfaas-" in line}
+    return {Path(line.split(":", 2)[2]).name for line in lines if "/rfaas-" in line}
 
 
 def only(groups: Groups, *keys: str) -> Places:
-    return Places(
-        groups.places.version, {key: groups.places.folders[key] for key in keys}
-    )
+    version, folders = groups.places
+    return Places({key: version[key] for key in keys}, {key: folders[key] for key in keys})
 
 
 def killed(pid: int) -> bool:
@@ -73,7 +74,7 @@ def killed(pid: int) -> bool:
 
 def test_one_blow(group: Group) -> None:
     pid = member(group)
-    (path,) = paths_of(pid)
+    (path,) = names_of(pid)
     assert path.endswith("-1")
     group.kill()
     assert killed(pid)
@@ -98,7 +99,7 @@ def test_a_group_that_is_left_is_removed_later(groups: Groups) -> None:
     assert group is not None
     pid = member(group)
     groups.remove(group)
-    assert paths_of(pid)
+    assert names_of(pid)
     group.kill()
     assert killed(pid)
 
@@ -109,7 +110,9 @@ def test_a_group_that_is_left_is_removed_later(groups: Groups) -> None:
     until(gone, "the end of its group")
 
 
-def test_a_process_that_is_not_born_there_enters(group: Group, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_is_not_born_there_enters(
+    group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As before Linux 5.7, or with another libc than glibc."""
 
     def refuse(_: int) -> int:
@@ -117,13 +120,13 @@ def test_a_process_that_is_not_born_there_enters(group: Group, monkeypatch: pyte
 
     monkeypatch.setattr(_jail, "fork_into", refuse)
     pid = member(group)
-    assert len(paths_of(pid)) == 1
+    assert len(names_of(pid)) == 1
     group.kill()
     assert killed(pid)
 
 
 def test_a_fork_into_nothing() -> None:
-    with pytest.raises(OSError, match="Bad file descriptor"):
+    with pytest.raises(OSError, match="Invalid argument"):
         _jail.fork_into(-1)
 
 
