@@ -107,7 +107,7 @@ class Group:
                 os.close(fd)
 
     def birth_fd(self) -> int:
-        """A descriptor of the group of version 2, the caller's, to be born in; -1: there is none."""
+        """A descriptor of the group of version 2 to be born in, the caller's; -1: there is none."""
         if not (folder := self._folders.get("kill")):
             return -1
         return os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -84,8 +84,6 @@ def fork(
     """
     parent = os.getpid()
     pid, born = group.fork() if group is not None else (os.fork(), False)
-    if pid:
-        return Forked(pid, group, birth.order.limits)
 
     def prepare() -> None:
         try:
@@ -95,4 +93,6 @@ def fork(
             failed(SystemCallError(f"cannot limit a worker: {system_text(error)}"))
         gpus.see(birth.order.gpus, alone=False)
 
-    birth.run(parent, prepare)
+    if not pid:
+        birth.run(parent, prepare)
+    return Forked(pid, group, birth.order.limits)
