@@ -224,7 +224,7 @@ def cgroups(facts: Facts, wants: Wants) -> Iterator[Finding]:
         text += "; no cgroup.kill (version 2, Linux 5.14)"
     is_whole = group.writable and not missing
     if not is_whole:
-        text += "; sandboxes are without" if may_lack else ""
+        text += "; processes and sandboxes are without" if may_lack else ""
     yield Finding(
         check="cgroups",
         text=text,
