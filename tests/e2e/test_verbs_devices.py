@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from rfaas.errors import WorkerCrashedError
-from tests.harness.processes import until
 from tests.harness.rdma import End, cable_cut, no_address, packets_lost
 from tests.harness.site import RFAAS, Site
 from tests.transport.served_verbs import open_devices
@@ -141,25 +140,3 @@ def test_back_again(site: Site, shipped: Path, ends: Ends) -> None:
     command = ("call", *WINDOW, "--device", client.device, shipped, "echo", __file__)
     done = site.run(*command)
     assert (done.returncode, done.stdout, done.stderr) == (0, Path(__file__).read_bytes(), b"")
-
-
-def test_a_device_that_is_taken_away(site: Site, shipped: Path, ends: Ends) -> None:
-    """Its executor says so, and when it is back, is reached and counts as before."""
-    client, server = ends
-    flags = ("--address", "verbs:*:0", "--resource-manager", "none", "--device", server.device)
-    child = site.start_unready("executor", *flags)
-    line = child.lines.next() or child.stderr
-    executor = line.split()[4].rstrip(";,")
-    call = ("call", "--executor", executor, *WINDOW, "--device", client.device, shipped, "echo")
-    assert site.run(*call).returncode == 0
-    link = ["rdma", "link"]
-    subprocess.run([*link, "delete", server.device], check=True)
-    try:
-        until(lambda: "was taken away: nobody is heard there" in child.stderr, "it has noticed")
-    finally:
-        words = ["add", server.device, "type", "rxe", "netdev", server.netdev]
-        subprocess.run([*link, *words], check=True)
-    until(lambda: f"listening again at {executor}" in child.stderr, "it listens again")
-    done = site.run(*call, __file__)
-    assert (done.returncode, done.stdout, done.stderr) == (0, Path(__file__).read_bytes(), b"")
-    assert "accounting page" not in child.stderr
