@@ -28,6 +28,8 @@ class RdmaAcceptor:
     def __init__(self, listener: Listener, address: str) -> None:
         self.address = address
         self._listener = listener
+        self._port = listener.port
+        self._is_deaf = False  # its device was taken away, which has been said
         self._carriers: weakref.WeakSet[RdmaCarrier] = weakref.WeakSet()
         self._probing = asyncio.get_running_loop().call_later(PROBE_S, self._probe)
 
@@ -42,9 +44,15 @@ class RdmaAcceptor:
                 log.warning("cannot accept a connection: %s", rdma_errors.of_fault(found.fault))
                 found.close()
             else:
-                carrier = RdmaCarrier(found, "", self._listener.port)
+                carrier = RdmaCarrier(found, "", self._port)
                 self._carriers.add(carrier)
                 return carrier
+        if self._listener.is_lost and not self._is_deaf:
+            self._is_deaf = True
+            log.error(
+                "the RDMA device of %s was taken away: nobody is heard there until it is back",
+                self.address,
+            )
         return None
 
     def close(self) -> None:
@@ -52,9 +60,19 @@ class RdmaAcceptor:
         self._listener.close()
 
     def _probe(self) -> None:
+        if self._is_deaf:
+            self._listen_again()
         for carrier in self._carriers:
             carrier.probe()
         self._probing = asyncio.get_running_loop().call_later(PROBE_S, self._probe)
+
+    def _listen_again(self) -> None:
+        try:
+            self._listener.again(self._port)
+        except rdma_errors.load().StreamFault:
+            return  # not back yet, as a rule; it is tried again
+        self._is_deaf = False
+        log.warning("listening again at %s", self.address)
 
 
 def listen(address: Address, device: str) -> RdmaAcceptor:

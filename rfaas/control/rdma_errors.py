@@ -10,7 +10,7 @@ import errno
 from typing import TYPE_CHECKING, Any
 
 from rfaas.errors import AddressInUseError, RfaasError, SystemCallError, UnavailableError
-from rfaas.transport.verbs_errors import COMPLETIONS, EVENTS, native
+from rfaas.transport.verbs_errors import CGROUP_HINT, COMPLETIONS, EVENTS, native
 
 if TYPE_CHECKING:
     from rfaas.addresses import Address
@@ -48,6 +48,12 @@ def of_fault(fault: StreamFault | None) -> str:
     """What broke a link, in one line."""
     if fault is None:
         return "the link is closed"
+    if fault.port_down:
+        shown = fault.text
+        if fault.where in ("send", "receive"):
+            name, _ = COMPLETIONS.get(fault.status, (f"status {fault.status}", ""))
+            shown = f"a {fault.where} completed with IBV_WC_{name}"
+        return f"port {fault.port_down} of our device is down ({shown})"
     if fault.where in ("send", "receive"):
         name, meaning = COMPLETIONS.get(fault.status, (f"status {fault.status}", fault.text))
         return f"{meaning} (a {fault.where} completed with IBV_WC_{name}: {fault.text})"
@@ -71,8 +77,12 @@ def of_connect(fault: StreamFault, address: Address) -> RfaasError:
     hint = ""
     if fault.where == "step" and fault.status in (errno.ENODEV, errno.EADDRNOTAVAIL):
         hint = "`rfaas doctor --need verbs` says what is missing here"
-    elif fault.where == "step" and fault.status in (errno.ENOMEM, errno.EAGAIN):
+    elif fault.where == "step" and fault.status == errno.ENOMEM:
         hint = MEMLOCK_HINT
+    elif fault.where == "step" and fault.status == errno.EAGAIN:
+        hint = CGROUP_HINT
+    elif fault.port_down:
+        hint = "`rfaas doctor --need verbs` says what is wrong with it"
     elif fault.where == "event":
         hint = "does somebody listen there, and does a firewall let UDP 4791 (RoCE) through?"
     return UnavailableError(f"nobody answers at {address}: {of_fault(fault)}", hint=hint)

@@ -50,7 +50,7 @@ class Accounts:
         """A page for a worker whose device has the address `host`; None if it cannot be had."""
         native = verbs_errors.load()
         try:
-            if host != self._host:
+            if host != self._host or (self._pages is not None and self._pages.is_lost):
                 self.close()
                 self._host = host
                 pages = native.AccountPages(host)

@@ -52,7 +52,7 @@ cdef extern from "<rdma/rdma_cma.h>" nogil:
         int event
         rdma_event_param param
 
-    enum: RDMA_CM_EVENT_CONNECT_REQUEST
+    enum: RDMA_CM_EVENT_CONNECT_REQUEST, RDMA_CM_EVENT_DEVICE_REMOVAL
     rdma_event_channel *rdma_create_event_channel()
     void rdma_destroy_event_channel(rdma_event_channel *channel)
     int rdma_get_cm_event(rdma_event_channel *channel, rdma_cm_event **event)
@@ -83,6 +83,7 @@ cdef extern from "rdma_stream.h" nogil:
         int status
         int detail
         uint32_t reason
+        uint32_t port_down
 
     ctypedef struct rdma_stream:
         int epoll_fd

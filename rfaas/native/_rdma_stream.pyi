@@ -12,8 +12,16 @@ class StreamFault(Exception):  # noqa: N818 - never seen by users
     text: str
     detail: int
     refusal: str
+    port_down: int
     def __init__(
-        self, where: str, step: str, status: int, text: str, detail: int, refusal: str
+        self,
+        where: str,
+        step: str,
+        status: int,
+        text: str,
+        detail: int,
+        refusal: str,
+        port_down: int = 0,
     ) -> None: ...
 
 class Stream:
@@ -50,9 +58,11 @@ def connect(
 ) -> Stream: ...
 
 class Listener:
+    is_lost: bool
     def __init__(self, host: str, port: int, backlog: int) -> None: ...
     @property
     def port(self) -> int: ...
     def fileno(self) -> int: ...
+    def again(self, port: int) -> None: ...
     def accept(self, answer: bytes | None = None) -> Stream | str | None: ...
     def close(self) -> None: ...

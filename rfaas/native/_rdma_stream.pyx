@@ -48,10 +48,11 @@ class StreamFault(Exception):
 
     `where` is one of PLACES; `step` what could not be done; `status` an errno, an event, a
     completion's status or what was received, by `where`; `text` the system's word for it;
-    `detail` an event's status or a vendor's code; `refusal` one of REFUSALS.
+    `detail` an event's status or a vendor's code; `refusal` one of REFUSALS; `port_down` our
+    device's port, if it was not active when the stream broke, or 0.
     """
 
-    def __init__(self, where, step, status, text, detail, refusal):
+    def __init__(self, where, step, status, text, detail, refusal, port_down=0):
         super().__init__(where, step, status, text, detail, refusal)
         self.where = where
         self.step = step
@@ -59,6 +60,7 @@ class StreamFault(Exception):
         self.text = text
         self.detail = detail
         self.refusal = refusal
+        self.port_down = port_down
 
 
 cdef object fault_of(const stream_fault *fault):
@@ -75,6 +77,7 @@ cdef object fault_of(const stream_fault *fault):
     return StreamFault(
         PLACES.get(fault.where, ""), step, status, text, fault.detail,
         REFUSALS.get(fault.reason, "unknown"),
+        fault.port_down,
     )
 
 
@@ -298,6 +301,9 @@ cdef class Listener:
 
     cdef rdma_event_channel *events
     cdef rdma_cm_id *id
+    cdef str host
+    cdef int backlog
+    cdef readonly bint is_lost  # its device was taken away, and nobody comes any more
 
     def __init__(self, host, port, int backlog):
         """Listen at a numeric address; port 0 is any.
@@ -305,17 +311,38 @@ cdef class Listener:
         Raises:
             StreamFault: the step that failed.
         """
-        cdef sockaddr_storage at
-        cdef stream_fault fault
-        resolve(&at, host, port)
+        self.host = host
+        self.backlog = backlog
         self.events = rdma_create_event_channel()
         if self.events is NULL:
             text = os.strerror(errno)
             raise StreamFault("step", "open an event channel of rdma_cm", errno, text, 0, "")
         fcntl(self.events.fd, F_SETFL, fcntl(self.events.fd, F_GETFL) | O_NONBLOCK)
+        self.listen(port)
+
+    cdef int listen(self, port) except -1:
+        cdef sockaddr_storage at
+        cdef stream_fault fault
+        resolve(&at, self.host, port)
         memset(&fault, 0, sizeof(fault))
-        if rdma_stream_listen(self.events, <sockaddr *>&at, backlog, &self.id, &fault):
+        if rdma_stream_listen(self.events, <sockaddr *>&at, self.backlog, &self.id, &fault):
+            if self.id is not NULL:
+                rdma_destroy_id(self.id)
+                self.id = NULL
             raise fault_of(&fault)
+        return 0
+
+    def again(self, port):
+        """Listen anew, if it `is_lost`: at the same address, by the same descriptor.
+
+        Raises:
+            StreamFault: the step that failed; it can be tried again.
+        """
+        if self.id is not NULL:
+            rdma_destroy_id(self.id)
+            self.id = NULL
+        self.listen(port)
+        self.is_lost = False
 
     @property
     def port(self):
@@ -338,6 +365,7 @@ cdef class Listener:
         cdef Stream stream
         while self.events is not NULL and not rdma_get_cm_event(self.events, &event):
             if event.event != RDMA_CM_EVENT_CONNECT_REQUEST:
+                self.is_lost |= event.event == RDMA_CM_EVENT_DEVICE_REMOVAL and event.id == self.id
                 rdma_ack_cm_event(event)
                 continue
             id = event.id

@@ -55,6 +55,7 @@ cdef extern from "<rdma/rdma_cma.h>" nogil:
         rdma_event_param param
 
     enum: RDMA_CM_EVENT_CONNECT_REQUEST, RDMA_CM_EVENT_ESTABLISHED, RDMA_CM_EVENT_TIMEWAIT_EXIT
+    enum: RDMA_CM_EVENT_DEVICE_REMOVAL
     rdma_event_channel *rdma_create_event_channel()
     void rdma_destroy_event_channel(rdma_event_channel *channel)
     int rdma_get_cm_event(rdma_event_channel *channel, rdma_cm_event **event)
@@ -81,7 +82,7 @@ cdef extern from "verbs_lane.h" nogil:
     enum: FAULT_NONE, FAULT_SEND, FAULT_RECEIVE, FAULT_POST, FAULT_EVENT, FAULT_PROTOCOL
     enum: FAULT_PORT, FAULT_WORKER
     enum: REFUSED_STRANGER, REFUSED_VERSION, REFUSED_SECRET, REFUSED_LANE, REFUSED_GEOMETRY
-    enum: REFUSED_TAKEN, REFUSED_QUEUES
+    enum: REFUSED_TAKEN, REFUSED_QUEUES, REFUSED_THREAD
     uint64_t HOT_ALWAYS
 
     ctypedef struct verbs_window:
@@ -160,6 +161,7 @@ cdef extern from "verbs_lane.h" nogil:
     int verbs_locks_always
     int (*verbs_interrupted)() noexcept nogil
     int verbs_queue_pair(verbs_link *link, rdma_cm_id *id, verbs_trouble *trouble)
+    void verbs_unpair(verbs_link *link)
     void verbs_aim(verbs_link *link, const verbs_window *window)
     void verbs_close(verbs_link *link)
     void verbs_explain(verbs_link *link, int patience_ms)

@@ -30,7 +30,7 @@ FAULTS = {
 REFUSALS = {
     REFUSED_STRANGER: "stranger", REFUSED_VERSION: "version", REFUSED_SECRET: "secret",
     REFUSED_LANE: "lane", REFUSED_GEOMETRY: "geometry", REFUSED_TAKEN: "taken",
-    REFUSED_QUEUES: "queues",
+    REFUSED_QUEUES: "queues", REFUSED_THREAD: "thread",
 }
 
 
@@ -342,6 +342,7 @@ cdef class WorkerLanes:
         refusal.magic = VERBS_MAGIC
         refusal.version = VERBS_VERSION
         refusal.reason = 0
+        memset(&trouble, 0, sizeof(trouble))
         memset(&hello, 0, sizeof(hello))
         if event.param.conn.private_data_len < sizeof(hello):
             refusal.reason = REFUSED_STRANGER
@@ -352,15 +353,20 @@ cdef class WorkerLanes:
         id.context = NULL
         if not refusal.reason:
             one = &self.lanes[hello.outputs.lane]
+            refusal.reason = REFUSED_QUEUES
             with nogil:
                 failed = verbs_queue_pair(&one.link, id, &trouble)
                 if not failed:
                     verbs_aim(&one.link, &hello.outputs)
-                    failed = verbs_accept(&one.link, id, hello.outputs.lane, &trouble)
-            if not failed and not lane_start(&one.lane):
+                    failed = lane_start(&one.lane)  # first: who is accepted is served
+                    if failed:
+                        refusal.reason = REFUSED_THREAD
+                        verbs_unpair(&one.link)  # for the next who comes
+                    else:
+                        failed = verbs_accept(&one.link, id, hello.outputs.lane, &trouble)
+            if not failed:
                 return 0
-            refusal.reason = REFUSED_QUEUES
-            if one.link.id is not NULL:  # it goes with its link
+            if one.link.id is not NULL:  # it goes with its link, and its thread with the lane
                 rdma_reject(id, &refusal, sizeof(refusal))
                 return 0
         rdma_reject(id, &refusal, sizeof(refusal))

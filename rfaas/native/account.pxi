@@ -29,16 +29,18 @@ cdef class AccountPage:
     cdef account_link link
     cdef readonly bytes secret
     cdef readonly bint is_told      # whether the worker has connected
+    cdef bytes last                 # what it read when it was closed
 
     def read(self):
-        """The lines, a copy."""
+        """The lines, a copy; once it is closed, as they were then."""
         if self.link.words is NULL:
-            raise errors.InternalError("the page is closed")
+            return self.last
         # SAFETY: `words` has a whole number of pages, at least `lanes` lines.
         return (<char *>self.link.words)[:64 * self.link.lanes]
 
     def close(self):
         """Disconnect and let go of the memory.  Can be called twice."""
+        self.last = self.read()
         with nogil:
             account_close(&self.link)
 
@@ -49,7 +51,8 @@ cdef class AccountPage:
 cdef class AccountPages:
     """The executor's side: listens, and gives each worker a page of its own to add to.
 
-    To be closed: connections of pages that live on need its event channel.  Whoever owns it calls `step` when `fileno()` is readable.
+    To be closed: connections of pages that live on need its event channel.  Whoever owns it
+    calls `step` when `fileno()` is readable.
     """
 
     cdef rdma_event_channel *events
@@ -57,6 +60,7 @@ cdef class AccountPages:
     cdef dict pages              # by secret, until they are closed
     cdef readonly int port
     cdef readonly bint has_atomics
+    cdef readonly bint is_lost   # its device was taken away: to be closed, and made anew
 
     def __init__(self, host):
         """Listen at the device whose address is `host`.
@@ -107,6 +111,9 @@ cdef class AccountPages:
             if event.event == RDMA_CM_EVENT_CONNECT_REQUEST:
                 self.answer(event)
             else:
+                self.is_lost |= (
+                    event.event == RDMA_CM_EVENT_DEVICE_REMOVAL and event.id == self.listener
+                )
                 rdma_ack_cm_event(event)
 
     cdef int answer(self, rdma_cm_event *event) except -1:
@@ -118,6 +125,7 @@ cdef class AccountPages:
         refusal.magic = VERBS_MAGIC
         refusal.version = VERBS_VERSION
         refusal.reason = REFUSED_STRANGER
+        memset(&trouble, 0, sizeof(trouble))
         memset(&hello, 0, sizeof(hello))
         if event.param.conn.private_data_len >= sizeof(hello):
             memcpy(&hello, event.param.conn.private_data, sizeof(hello))
@@ -182,6 +190,8 @@ cdef class Teller:
                 &self.link, <sockaddr *>&there, lanes, &secret[0], timeout_ns, &trouble
             )
         if failed:
+            if trouble.error == EINTR:
+                raise_it()
             raise trouble_of(&trouble)
 
     def tell(self, timeout_s):

@@ -228,6 +228,9 @@ int rdma_stream_events(rdma_stream *stream) {
         case RDMA_CM_EVENT_ESTABLISHED:
             established(stream, &hello, is_answer);
             break;
+        case RDMA_CM_EVENT_DEVICE_REMOVAL: /* no farewell: the other side knows nothing of it */
+            rdma_stream_failed(stream, STREAM_AT_EVENT, "keep the connection", kind, status);
+            break;
         case RDMA_CM_EVENT_TIMEWAIT_EXIT:
         case RDMA_CM_EVENT_ADDR_CHANGE: /* the address moved; this connection may well live on */
             break;

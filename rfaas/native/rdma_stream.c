@@ -24,11 +24,23 @@ _Static_assert(sizeof(stream_hello) == 12 && sizeof(stream_refusal) == 8, "as in
 /* wr_id of what is in the send queue and is no send. */
 enum { ID_SEND = 0, ID_READ = 1, ID_PROBE = 2 };
 
+/* The port of a connection, if it is not active; 0: it is, or there is none. */
+static uint32_t port_down(const rdma_stream *stream) {
+    const struct rdma_cm_id *id = stream->id;
+    struct ibv_port_attr port;
+    return id && id->verbs && id->port_num && !ibv_query_port(id->verbs, id->port_num, &port) &&
+                   port.state != IBV_PORT_ACTIVE
+               ? id->port_num
+               : 0;
+}
+
 int rdma_stream_failed(rdma_stream *stream, uint32_t where, const char *step, int status,
                        int detail) {
     if (stream->state != STREAM_BROKEN) { /* the first thing counts */
         stream->fault = (stream_fault){.where = where, .step = step, .status = status,
                                        .detail = detail};
+        if (where != STREAM_AT_WIRE) /* looked at now: it may be up again when somebody asks */
+            stream->fault.port_down = port_down(stream);
         stream->state = STREAM_BROKEN;
     }
     return -1;
@@ -278,7 +290,9 @@ int rdma_stream_completions(rdma_stream *stream) {
         return failed(stream, "ask for completion events", error);
     if (take_messages(stream) || reap(stream))
         return -1;
-    if (!stream->wants_room && (stream->reads || stream->probes) && reap_and_watch(stream))
+    /* What completed may have been a READ, and who waits for room waits for the sends behind it. */
+    if (!stream->wants_room && (stream->reads || stream->probes || !slot_is_free(stream)) &&
+        reap_and_watch(stream))
         return -1;
     return 0;
 }

@@ -66,6 +66,7 @@ typedef struct {
     int status;             /* errno, rdma_cm_event_type, ibv_wc_status, or what was received */
     int detail;             /* an event's status, a completion's vendor_err */
     uint32_t reason;        /* STREAM_REFUSED_*, or 0 */
+    uint32_t port_down;     /* our device's port, if it was not active then; 0: it was */
 } stream_fault;
 
 typedef struct {

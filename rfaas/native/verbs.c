@@ -273,6 +273,12 @@ int verbs_queue_pair(verbs_link *link, struct rdma_cm_id *id, verbs_trouble *tro
     return 0;
 }
 
+void verbs_unpair(verbs_link *link) {
+    rdma_destroy_qp(link->id);
+    link->id = NULL;
+    link->qp = NULL;
+}
+
 verbs_window verbs_describe(const verbs_link *link, uint16_t lane) {
     return (verbs_window){VERBS_MAGIC, VERBS_VERSION, lane, (uintptr_t)link->targets->addr,
                           link->targets->rkey, link->slots, link->slot_bytes};

@@ -145,6 +145,8 @@ int verbs_doze(verbs_link *link, int other_fd, uint64_t sleep_ns);
 int verbs_prepare(verbs_link *link, struct ibv_context *device, const ring_map *ring,
                   int remote_inputs, verbs_trouble *trouble);
 int verbs_queue_pair(verbs_link *link, struct rdma_cm_id *id, verbs_trouble *trouble);
+/* Undo that, before anybody was accepted: the id is its owner's again. */
+void verbs_unpair(verbs_link *link);
 /* Write to what the other side has described. */
 void verbs_aim(verbs_link *link, const verbs_window *window);
 /* What the other side may write to. */

@@ -3,14 +3,14 @@
 #define _GNU_SOURCE
 #include "verbs_account.h"
 
+#include "verbs_route.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
 #include <stdlib.h>
 
 #define QUEUE_DEPTH 32u      /* additions on their way */
-#define RETRY_COUNT 6        /* as of lanes, verbs_connect.c */
-#define RNR_RETRY_COUNT 6
 #define ATOMICS_AT_ONCE 1    /* every device with atomics answers one at a time */
 
 _Static_assert(sizeof(account_hello) == 24 && sizeof(account_place) == 20, "as in wire.py");
@@ -78,41 +78,11 @@ int account_accept(account_link *link, struct rdma_cm_id *id, verbs_trouble *tro
     return 0;
 }
 
-static int milliseconds_left(uint64_t deadline_ns) {
-    const uint64_t now = monotonic_ns();
-    return now >= deadline_ns ? 0 : (int)((deadline_ns - now) / 1000000) + 1;
-}
-
-/* Wait for an event and compare it; what came with it is copied to `out`. */
-static int expect(account_link *link, enum rdma_cm_event_type wanted, const char *step,
-                  uint64_t deadline_ns, account_place *out, verbs_trouble *trouble) {
-    struct pollfd readable = {.fd = link->events->fd, .events = POLLIN};
-    struct rdma_cm_event *event;
-    const int count = poll(&readable, 1, milliseconds_left(deadline_ns));
-    if (count <= 0)
-        return verbs_failed(trouble, step, count ? errno : ETIMEDOUT);
-    if (rdma_get_cm_event(link->events, &event))
-        return verbs_failed(trouble, step, errno);
-    int failed = 0;
-    if (event->event != wanted) {
-        failed = verbs_failed(trouble, step, 0);
-        trouble->event = event->event;
-        trouble->status = event->status;
-    } else if (out) {
-        if (event->param.conn.private_data_len < sizeof *out)
-            failed = verbs_failed(trouble, step, EBADMSG);
-        else
-            memcpy(out, event->param.conn.private_data, sizeof *out);
-    }
-    rdma_ack_cm_event(event);
-    return failed;
-}
-
 int account_connect(account_link *link, const struct sockaddr *to, uint32_t lanes,
                     const uint8_t *secret, uint64_t timeout_ns, verbs_trouble *trouble) {
     const uint64_t deadline_ns = monotonic_ns() + timeout_ns;
     account_hello hello = {.magic = ACCOUNT_MAGIC, .version = VERBS_VERSION};
-    account_place place;
+    account_place place = {0}; /* of a stranger, whose answer is too short */
     memcpy(hello.secret, secret, SECRET_BYTES);
     struct rdma_conn_param parameters = {
         .private_data = &hello,
@@ -121,25 +91,19 @@ int account_connect(account_link *link, const struct sockaddr *to, uint32_t lane
         .retry_count = RETRY_COUNT,
         .rnr_retry_count = RNR_RETRY_COUNT,
     };
-    if (!(link->events = rdma_create_event_channel()))
-        return verbs_failed(trouble, "open an event channel of rdma_cm", errno);
-    /* librdmacm takes the address without const and does not write to it. */
-    if (rdma_create_id(link->events, &link->id, link, RDMA_PS_TCP) ||
-        rdma_resolve_addr(link->id, NULL, (struct sockaddr *)(uintptr_t)to,
-                          milliseconds_left(deadline_ns)))
-        return verbs_failed(trouble, "resolve the address", errno);
-    if (expect(link, RDMA_CM_EVENT_ADDR_RESOLVED, "resolve the address", deadline_ns, NULL,
-               trouble))
-        return -1;
-    if (rdma_resolve_route(link->id, milliseconds_left(deadline_ns)))
-        return verbs_failed(trouble, "find a route", errno);
-    if (expect(link, RDMA_CM_EVENT_ROUTE_RESOLVED, "find a route", deadline_ns, NULL, trouble) ||
+    struct rdma_cm_event *event;
+    if (verbs_open_events(&link->events, trouble) ||
+        verbs_find_route(link->events, &link->id, NULL, to, deadline_ns, trouble) ||
         account_open(link, link->id->verbs, lanes, 0, trouble) || make_queue_pair(link, trouble))
         return -1;
     if (rdma_connect(link->id, &parameters))
         return verbs_failed(trouble, "connect", errno);
-    if (expect(link, RDMA_CM_EVENT_ESTABLISHED, "connect", deadline_ns, &place, trouble))
+    if (verbs_expect(link->events, RDMA_CM_EVENT_ESTABLISHED, "connect", deadline_ns, &event,
+                     trouble))
         return -1;
+    if (event->param.conn.private_data_len >= sizeof place)
+        memcpy(&place, event->param.conn.private_data, sizeof place);
+    rdma_ack_cm_event(event);
     if (place.magic != ACCOUNT_MAGIC || place.version != VERBS_VERSION || place.lanes != lanes)
         return verbs_failed(trouble, "understand the executor's answer", EBADMSG);
     link->remote = place.address;
@@ -165,7 +129,7 @@ static int finish(account_link *link, uint32_t count, uint64_t deadline_ns) {
         count -= (uint32_t)got;
         if (got || !count)
             continue;
-        const int left_ms = milliseconds_left(deadline_ns);
+        const int left_ms = verbs_milliseconds_left(deadline_ns);
         if (!left_ms || (poll(&readable, 1, left_ms) < 0 && errno != EINTR))
             return -1;
         while (!ibv_get_cq_event(link->channel, &cq, &context))

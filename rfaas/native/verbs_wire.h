@@ -48,6 +48,6 @@ typedef struct __attribute__((packed)) {
 } account_place;
 
 enum { REFUSED_STRANGER = 1, REFUSED_VERSION, REFUSED_SECRET, REFUSED_LANE, REFUSED_GEOMETRY,
-       REFUSED_TAKEN, REFUSED_QUEUES };
+       REFUSED_TAKEN, REFUSED_QUEUES, REFUSED_THREAD };
 
 #endif

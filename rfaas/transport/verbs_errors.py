@@ -62,7 +62,9 @@ REFUSALS = {
     "lane": "it has no such lane",
     "geometry": "it has windows of another size",
     "taken": "somebody else is connected to that lane",
-    "queues": "it could not make a queue pair; its device may be out of them",
+    "queues": "it could not make a queue pair; its device, or what its node's control group may "
+    "have of it (rdma.max), may be used up",
+    "thread": "it could not start a thread for the lane; a limit of its node may be reached",
 }
 
 ANSWERS = {
@@ -79,6 +81,10 @@ REJECTIONS = {
     10: "it went out of business while it was asked",
     28: "who listens there refused, and gives no reason that rFaaS knows",
 }
+
+CGROUP_HINT = (
+    "its control group may have no more of the device: raise rdma.max there, or take fewer cores"
+)
 
 EVENTS = {
     "RDMA_CM_EVENT_ADDR_ERROR": "the address cannot be reached through an RDMA device",
@@ -124,7 +130,7 @@ def native(name: str) -> Any:
 def of_trouble(trouble: Trouble, what: str) -> RfaasError:
     """The error for a step that failed while we wanted to do `what`."""
     number = trouble.error
-    if trouble.step == "register the window" and number in (errno.ENOMEM, errno.EAGAIN):
+    if trouble.step == "register the window" and number == errno.ENOMEM:
         return _too_little_memlock(trouble.bytes, what)
     if number == errno.EBADMSG and trouble.refusal:
         why = ANSWERS.get(trouble.refusal, "it makes no sense")
@@ -143,6 +149,8 @@ def of_trouble(trouble: Trouble, what: str) -> RfaasError:
     hint = ""
     if number == errno.ENODEV and not trouble.event:
         hint = "`rfaas devices` lists the RDMA devices of this machine"
+    elif number == errno.EAGAIN:  # rdmacg_try_charge() of the kernel
+        hint = CGROUP_HINT
     elif number == errno.ENOMEM:
         hint = "the device may be out of queue pairs or memory regions: fewer cores or slots"
     kind = UnavailableError if trouble.event or number == errno.ETIMEDOUT else SystemCallError

@@ -1,4 +1,4 @@
-"""Two hosts with a device each: the cable between them is cut in mid-call, and mended."""
+"""Two hosts with a device each: a cable is cut in mid-call, and mended; a device comes and goes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness.gate import Gate
-from tests.harness.processes import Child
+from tests.harness.processes import Child, until
 from tests.harness.rdma import Host
 from tests.harness.site import Site
 
@@ -89,3 +89,22 @@ def test_a_cable_that_is_cut_in_mid_call(
     print(client.lines.until("again"))
     assert client.wait() == 0, client.stderr
     assert cores_free() == 2
+
+
+def test_a_device_that_is_taken_away(site: Site, shipped: Path, rdma_hosts: Hosts) -> None:
+    """Its executor says so, and when it is back, is reached and counts as before."""
+    near, far = rdma_hosts
+    child, executor = served(site, far, "executor", "--resource-manager", "none")
+    call = ("call", "--executor", executor, "--slot-bytes", "64KiB", "--device", near.end.device)
+    assert site.run_under(near.command(), *call, shipped, "echo").returncode == 0
+    link = far.command("rdma", "link")
+    subprocess.run([*link, "delete", far.end.device], check=True)
+    try:
+        until(lambda: "was taken away: nobody is heard there" in child.stderr, "it has noticed")
+    finally:
+        words = ["add", far.end.device, "type", "rxe", "netdev", far.end.netdev]
+        subprocess.run([*link, *words], check=True)
+    until(lambda: f"listening again at {executor}" in child.stderr, "it listens again")
+    done = site.run_under(near.command(), *call, shipped, "echo", __file__)
+    assert (done.returncode, done.stdout, done.stderr) == (0, Path(__file__).read_bytes(), b"")
+    assert "accounting page" not in child.stderr

@@ -174,3 +174,19 @@ def a_worker_out_of_queue_pairs(client: End, server: End) -> None:
         assert os.read(worker.done, 1) == b"."
         lane = verbs.connect(worker.endpoint, 0, SLOTS, SLOT_BYTES, client.address)
         assert verbs_errors.load().bare(lane, b"x" * 100, 2) is not None
+
+
+def test_a_worker_out_of_threads(verbs_ends: tuple[End, End]) -> None:
+    """Nobody is accepted whom nobody serves."""
+    apart(a_worker_out_of_threads, verbs_ends)
+
+
+def a_worker_out_of_threads(client: End, server: End) -> None:
+    """Its lane is of a processor that there is not, and the lane's thread cannot be made."""
+    with answering(server, cpu=1023) as endpoint:
+        for _ in range(2):  # the second is not told that the lane is taken
+            before = held()
+            with pytest.raises(UnavailableError, match="it could not start a thread"):
+                verbs.connect(endpoint, 0, SLOTS, SLOT_BYTES, client.address)
+            if _:
+                assert held() == before

@@ -27,13 +27,15 @@ SLOTS, SLOT_BYTES = 4, wire.PAGE_BYTES
 
 
 @contextmanager
-def answering(end: End, slots: int = SLOTS, slot_bytes: int = SLOT_BYTES) -> Iterator[Endpoint]:
-    """A lane of this process that answers every write by a bare one."""
+def answering(
+    end: End, slots: int = SLOTS, slot_bytes: int = SLOT_BYTES, cpu: int = -1
+) -> Iterator[Endpoint]:
+    """A lane of this process, on that processor, that answers every write by a bare one."""
     secret = os.urandom(wire.SECRET_BYTES)
     rings, account = ring.create(1, slots, slot_bytes), ring.create_account(1)
     size = wire.ring_bytes(slots, slot_bytes)
     native = verbs_errors.load()
-    lanes = native.WorkerLanes(None, rings, size, account, (-1,), 1, end.address, secret)
+    lanes = native.WorkerLanes(None, rings, size, account, (cpu,), 1, end.address, secret)
     over, end_it = os.pipe()
 
     def attend() -> None:
