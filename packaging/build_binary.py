@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # -I leaves it out
 sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
 import lean
 import parts
+import rdma_libraries
 from parts import TREE, WORK, BuildError, Python
 
 from rfaas.launch.embedded import FOOTER_BYTES, NO_PART, Footer
@@ -120,6 +121,7 @@ def stage(python: Python, folder: Path) -> None:
         target = folder / "licenses" / name.removeprefix("licenses/")
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(text)
+    rdma_libraries.stage(folder, folder / "licenses")
     (folder / "functions").mkdir()
     shutil.copy(TREE / "functions/libfunctions.so", folder / "functions")
 

@@ -71,7 +71,7 @@ HOT = re.compile(
 # some milliseconds and not for a call or the way into a role.
 SHARED = re.compile(
     r"""(h11|microdot|rfaas\.(admin|bench|sandbox\.engines))(\..+)?
-    | rfaas\.diagnose\.(checks|command|containers|facts|hosts|records|report)
+    | rfaas\.diagnose\.(checks|command|containers|facts|hosts|rdma_core|records|report)
     | rfaas\.launch\.(images|unpack) | rfaas\.sandbox\.container
     | rfaas\.web\.(access|metrics|openapi|site)
     | msgspec\.(inspect|_json_schema)""",

@@ -197,7 +197,7 @@ def _compile(python: Python, folder: Path) -> None:
 
 def strip(folder: Path) -> None:
     """Take out what only debuggers read, of all native modules there."""
-    for file in sorted(folder.rglob("*.so")):
+    for file in sorted(folder.rglob("*.so*")):
         subprocess.run(
             ["strip", "--strip-unneeded", "--remove-section=.comment", str(file)], check=True
         )

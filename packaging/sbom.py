@@ -12,6 +12,7 @@ gives the same bytes.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import re
 import subprocess
@@ -22,6 +23,9 @@ from collections.abc import Iterator
 from email.parser import Parser
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # -I leaves it out
+import rdma_libraries
 
 TREE = Path(__file__).resolve().parent.parent
 WHEELS = TREE / "build/dist/wheels"
@@ -88,11 +92,26 @@ def binary_components(program: Path, facts: dict[str, Any]) -> Iterator[Componen
     yield component(
         "pyinstaller", loader_version, "pypi", "GPL-2.0-or-later WITH Bootloader-exception"
     )
+    yield from rdma_components(archive)
     for name in archive.toc:
         if (match := LIBRARY.search(name)) and not match[1].startswith("libpython"):
             found = component(match[1], match[2], "generic", "")
             content = hashlib.sha256(archive.extract(name)).hexdigest()
             yield found | {"type": "library", "hashes": [{"alg": "SHA-256", "content": content}]}
+
+
+def rdma_components(archive: Any) -> Iterator[Component]:
+    """Of rdma-core and what it needs: each file, as their archive's own list has it."""
+    if rdma_libraries.ARCHIVE not in archive.toc:
+        return
+    with zipfile.ZipFile(io.BytesIO(archive.extract(rdma_libraries.ARCHIVE))) as carried:
+        for name, of in json.loads(carried.read(rdma_libraries.PACKAGES)).items():
+            found = component(name.partition(".so")[0], of["version"], "generic", of["licence"])
+            content = hashlib.sha256(carried.read(name)).hexdigest()
+            yield found | {
+                "description": f"{name}, of {of['source']}",
+                "hashes": [{"alg": "SHA-256", "content": content}],
+            }
 
 
 def packages(names: list[str]) -> Iterator[Component]:

@@ -245,8 +245,9 @@ provide_verbs() {
         command -v sudo >/dev/null && sudo -n true 2>/dev/null || return 0
         as_root='sudo -n'
     fi
+    # And the drivers, which the binary carries along with their libraries.
     step 1 'installing librdmacm-dev, the headers for the transport over RDMA' \
-        apt_install librdmacm-dev
+        apt_install librdmacm-dev ibverbs-providers
     [ $status = 0 ] || say 'it cannot be had: building without that transport'
 }
 

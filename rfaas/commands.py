@@ -201,8 +201,9 @@ def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     bench.add_argument(
         "what",
-        choices=("hot", "warm", "cold", "throughput", "payload", "leases"),
-        help="what to measure; leases: on a resource manager of its own",
+        choices=("hot", "warm", "cold", "throughput", "payload", "leases", "faults"),
+        help="what to measure; leases: on a resource manager of its own; faults: how soon a crash "
+        "or a deadline is told and all of its function gone, on a private executor",
     )
     bench.add_argument("--json", action="store_true", help="print one JSON object")
     bench.add_argument(

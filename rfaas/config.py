@@ -107,6 +107,7 @@ class ExecutorConfig(Section, frozen=True):
     endpoint: Literal["auto", "always"] = "auto"
     keep_warm_s: Annotated[float, Meta(ge=0, le=_TEN_YEARS_S)] = 0.0
     keep_warm_max: Annotated[int, Meta(ge=1, le=65536)] = 16
+    oversubscribe: Annotated[int, Meta(ge=1, le=64)] = 1
 
 
 class ClientConfig(Section, frozen=True):
@@ -118,6 +119,7 @@ class ClientConfig(Section, frozen=True):
     lease_duration_s: Duration = 60.0
     call_timeout_s: Annotated[float, Meta(ge=0, le=_TEN_YEARS_S)] = 0.0
     spin_us: Annotated[int, Meta(ge=0, le=1_000_000)] = 1000
+    busy_timeout_s: Annotated[float, Meta(ge=0, le=_TEN_YEARS_S)] = 30.0
 
 
 class ControlConfig(Section, frozen=True):
@@ -141,6 +143,7 @@ class LeaseConfig(Section, frozen=True):
     )
     image: Path = ""
     keep_warm: Switch = True
+    shared: Switch = False
 
 
 class SandboxConfig(Section, frozen=True):

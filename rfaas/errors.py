@@ -25,6 +25,7 @@ Split by whose fault it is, because that decides what a person does next:
     │   ├── FunctionFailedError     the function returned a status and a text
     │   ├── OutputTooLargeError     the function reported more bytes than fit
     │   ├── WorkerCrashedError      the worker died under the call
+    │   ├── BusyError               it was not run: other leases had the processors
     │   └── DeadlineExceededError   the call did not return in time
     ├── NotDoneError              the caller's patience is over; the call goes on
     └── InternalError             a bug of ours
@@ -42,6 +43,7 @@ from typing import ClassVar
 
 __all__ = [
     "AddressInUseError",
+    "BusyError",
     "CallError",
     "CapacityError",
     "ClosedError",
@@ -190,6 +192,13 @@ class OutputTooLargeError(CallError):
 
 class WorkerCrashedError(CallError):
     code = "worker-crashed"
+
+
+class BusyError(CallError):
+    """Other leases had the shared processors; nothing was run."""
+
+    code = "busy"
+    exit_status = 75  # EX_TEMPFAIL
 
 
 class DeadlineExceededError(CallError, TimeoutError):

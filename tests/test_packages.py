@@ -112,6 +112,52 @@ def test_shared_libraries_are_told_from_modules(monkeypatch: pytest.MonkeyPatch)
     }
 
 
+# rdma-core for the binary -------------------------------------------------------
+
+
+def test_all_of_rdma_core_and_the_same_bytes_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    libraries = builder(monkeypatch, "rdma_libraries")
+    found = []
+    for name in ("first", "second"):
+        folder = tmp_path / name
+        folder.mkdir()
+        libraries.stage(folder, folder / "licenses")
+        if not (folder / libraries.ARCHIVE).exists():
+            pytest.skip("no rdma-core here: apt-get install librdmacm1 ibverbs-providers")
+        found.append((folder / libraries.ARCHIVE).read_bytes())
+    assert found[0] == found[1]
+    with zipfile.ZipFile(io.BytesIO(found[0])) as archive:
+        names = [name for name in archive.namelist() if name != libraries.PACKAGES]
+        packages = json.loads(archive.read(libraries.PACKAGES))
+    assert list(packages) == names
+    # In the order in which they need each other, drivers last.
+    first = [name.partition(".so")[0] for name in names[:4]]
+    assert first == ["libnl-3", "libnl-route-3", "libibverbs", "librdmacm"]
+    assert len(names) > 4
+    assert all("-rdmav" in name for name in names[4:])
+    licences = {file.parent.name for file in (tmp_path / "first/licenses").rglob("copyright")}
+    assert licences == {package["source"] for package in packages.values()}
+
+
+def test_part_of_rdma_core_is_not_carried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    libraries = builder(monkeypatch, "rdma_libraries")
+    place = tmp_path / "lib"
+    place.mkdir()
+    for name in libraries.LIBRARIES:
+        (place / name).touch()
+    monkeypatch.setattr(libraries, "PLACE", place)
+    libraries.stage(tmp_path, tmp_path / "licenses")
+    said = capsys.readouterr().out
+    assert f"no {place}/libibverbs/*-rdmav*.so: the binary carries no rdma-core" in said
+    assert "hint: apt-get install librdmacm1 ibverbs-providers" in said
+    assert not (tmp_path / libraries.ARCHIVE).exists()
+    assert not (tmp_path / "licenses").exists()
+
+
 # The Debian package -----------------------------------------------------------
 
 needs_dpkg = pytest.mark.skipif(

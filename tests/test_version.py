@@ -15,6 +15,7 @@ import pytest
 import rfaas
 from rfaas.admin import about
 from rfaas.config_sources import CONFIG_FORMAT
+from rfaas.diagnose import rdma_core
 from rfaas.proto.messages import PROTOCOL_VERSION
 
 TREE = Path(__file__).resolve().parent.parent
@@ -30,11 +31,11 @@ def test_json_has_everything() -> None:
     assert (facts["runs_as"], facts["path"]) == ("source tree", str(TREE))
     assert facts["carried"]["msgspec"] == msgspec.__version__
     assert facts["carried"]["msgpack"] == ".".join(map(str, msgpack.version))
-    assert set(facts["rdma_core"]) == set(about.RDMA_LIBRARIES)
+    assert set(facts["rdma_core"]) == set(rdma_core.LIBRARIES)
 
 
 def test_text_is_made_of_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    verbs = about.Library("/usr/lib/libibverbs.so.1.14.44.0", "44.0")
+    verbs = rdma_core.Library("/usr/lib/libibverbs.so.1.14.44.0", "44.0")
     monkeypatch.setattr(about, "library", lambda name: verbs if "verbs" in name else None)
     lines = about.text(about.about()).splitlines()
     assert lines[0] == f"rfaas {rfaas.__version__}"
@@ -46,18 +47,18 @@ def test_text_is_made_of_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_library_that_is_there_and_one_that_is_not() -> None:
-    libc = about.library("libc.so.6")
+    libc = rdma_core.library("libc.so.6")
     assert libc is not None
     assert Path(libc.path).name.startswith("libc.so.6")
     assert libc.version == ""  # its file's name says nothing
-    assert about.library("libnothing.so.9") is None
+    assert rdma_core.library("libnothing.so.9") is None
 
 
 @pytest.mark.skipif(
-    about.library("libibverbs.so.1") is None, reason="no rdma-core; apt-get install libibverbs1"
+    rdma_core.library("libibverbs.so.1") is None, reason="no rdma-core; apt-get install libibverbs1"
 )
 def test_the_version_of_rdma_core() -> None:
-    verbs = about.library("libibverbs.so.1")
+    verbs = rdma_core.library("libibverbs.so.1")
     assert verbs is not None
     assert re.fullmatch(r"\d+\.\d+", verbs.version)
 

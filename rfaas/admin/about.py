@@ -8,23 +8,16 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import NamedTuple
 
 from rfaas import __version__
 from rfaas.config_sources import CONFIG_FORMAT
+from rfaas.diagnose.rdma_core import LIBRARIES as RDMA_LIBRARIES
+from rfaas.diagnose.rdma_core import SYSTEM, library
 from rfaas.errors import UsageError
 from rfaas.launch import embedded
 from rfaas.proto.messages import PROTOCOL_VERSION
 
 CARRIED = ("msgpack", "msgspec", "pyverbs", "tomli")
-RDMA_LIBRARIES = ("libibverbs.so.1", "librdmacm.so.1")
-
-
-class Library(NamedTuple):
-    """A shared library of the system; `version` is rdma-core's, "" where it cannot be had."""
-
-    path: str
-    version: str
 
 
 def run(as_json: bool) -> int:
@@ -87,6 +80,9 @@ def text(facts: dict[str, object]) -> str:
     if missing:
         rdma = "; ".join(filter(None, (rdma, f"no {', '.join(missing)}")))
         rdma += " (for RDMA: Debian's libibverbs1 and librdmacm1, Red Hat's libibverbs, librdmacm)"
+    else:
+        is_system = all(one["origin"] == SYSTEM for one in libraries.values())
+        rdma += "; the system's" if is_system else "; carried by this program"
     rows = (
         ("protocol", facts["protocol"]),
         ("configuration", f"format {facts['configuration']}"),
@@ -124,28 +120,6 @@ def carried() -> dict[str, str]:
         except PackageNotFoundError:  # its metadata was left behind
             found[name] = getattr(__import__(name), "__version__", "of unknown version")
     return found
-
-
-def library(name: str) -> Library | None:
-    """A shared library as the dynamic linker finds it, or None.
-
-    Loading it opens no device: rdma-core looks for those when it is first asked.
-    """
-    try:
-        import ctypes
-
-        ctypes.CDLL(name)
-    except (ImportError, OSError):
-        return None
-    try:
-        with open("/proc/self/maps") as maps:
-            paths = {line.split(maxsplit=5)[5].rstrip("\n") for line in maps if f"/{name}" in line}
-    except OSError:
-        return Library("", "")
-    path = min(paths, default="")
-    # libibverbs.so.1.14.44.0 is rdma-core 44.0: its CMakeLists.txt appends the package's version.
-    numbers = os.path.basename(path).partition(".so.")[2].split(".")
-    return Library(path, ".".join(numbers[2:]) if len(numbers) == 4 else "")
 
 
 def libc() -> str:

@@ -185,6 +185,8 @@ def together(bills: Sequence[BillReport]) -> BillReport:
 def node_row(node: NodeReport) -> tuple[str, ...]:
     memory = f"{format_bytes(node.memory_free_bytes)} of {format_bytes(node.memory_bytes)}"
     cores = f"{node.cores_free} of {node.cores}"
+    if node.shared or node.shared_free:
+        cores += f" (shared: {node.shared_free} of {node.shared + node.shared_free})"
     beat = f"{node.beat_age_s:.1f} s"
     gpus = f"{node.gpus_free} of {node.gpus}" if node.gpus else ""
     return (node.node, node.state, cores, gpus, memory, str(node.leases), beat, node.address)
@@ -197,7 +199,7 @@ def lease_row(lease: LeaseReport) -> tuple[str, ...]:
         lease.state,
         lease.client,
         lease.node,
-        str(lease.cores),
+        f"{lease.cores} shared" if lease.shared else str(lease.cores),
         str(lease.gpus or ""),
         memory,
         lease.isolation,

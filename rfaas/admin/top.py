@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import select
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -46,7 +47,7 @@ class Picture(Struct, frozen=True, kw_only=True):
 def run(config: Config, options: argparse.Namespace) -> int:
     """Show it until q or Ctrl-C is typed; returns the exit status."""
     show, close = _shower(options)
-    with connected(config, "top") as session, _keys(options) as is_quit_in:
+    with _unwound(), connected(config, "top") as session, _keys(options) as is_quit_in:
         try:
             while (picture := take(session, is_quit_in)) is not None:
                 show(picture)
@@ -55,6 +56,21 @@ def run(config: Config, options: argparse.Namespace) -> int:
         finally:
             close()
     return 0
+
+
+@contextmanager
+def _unwound() -> Iterator[None]:
+    """Have SIGTERM and SIGHUP end the block as Ctrl-C does: the terminal is given back first."""
+
+    def end(number: int, _: object) -> None:
+        raise SystemExit(128 + number)  # as shells report it
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ CALLS = {
     "throughput": 2_000_000,
     "payload": 1,
     "leases": 20_000,
+    "faults": 25,
 }
 SIZE_MAX = 1 << 30
 
@@ -43,6 +44,10 @@ def run(config: Config, options: argparse.Namespace) -> int:
             )
     if options.what == "leases":
         report = _leases(options, calls)
+    elif options.what == "faults":
+        from rfaas.bench import faults
+
+        report = faults.run(config, calls)
     else:
         with Session(config) as session:
             report = _measure(session, options, calls)
@@ -75,7 +80,9 @@ def _table(report: Mapping[str, Any]) -> list[str]:
     """The report for people."""
     lines = []
     for key, value in report.items():
-        if key == "rows":
+        if key == "levels":
+            lines += [line for level in value for line in _level(level)]
+        elif key == "rows":
             lines += [line for row in value for line in _row(row)]
         elif key == "nodes" and isinstance(value, list):
             lines += [
@@ -109,6 +116,17 @@ def _row(row: Mapping[str, Any]) -> list[str]:
     ]
     if "ratio" in row:
         lines.append(f"  {'ratio':20}{row['ratio']}")
+    return lines
+
+
+def _level(level: Mapping[str, Any]) -> list[str]:
+    """What each fault came to at one level of isolation."""
+    lines = [str(level["isolation"])]
+    for name, value in level.items():
+        if isinstance(value, dict):
+            lines += [f"  {name:10}{key:10}{_stats(key, entry)}" for key, entry in value.items()]
+        elif name != "isolation" and value not in ("", []):
+            lines.append(f"  {name:20}{value}")
     return lines
 
 

@@ -1,5 +1,13 @@
 /* The library that `rfaas bench` sends: `echo`, `sink` (takes all, returns
- * nothing), and `pong`, the bare exchange of peer.h. */
+ * nothing), and `pong`, the bare exchange of peer.h; `leave` and `fault` for `bench faults`. */
+#define _GNU_SOURCE
+#include <pthread.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include "peer.h"
 #include "../native/ring.h"
 
@@ -48,4 +56,48 @@ RFAAS_EXPORT uint32_t pong(void *args, uint32_t size, void *res) {
         }
     }
     return 0;
+}
+
+static void ignore_signals(void) {
+    sigset_t all;
+    sigfillset(&all);
+    pthread_sigmask(SIG_BLOCK, &all, NULL);
+}
+
+/* Leaves daemons behind: in sessions of their own, deaf to signals; returns how many. */
+RFAAS_EXPORT uint32_t leave(void *args, uint32_t size, void *res) {
+    const leave_task *task = args;
+    uint32_t left = 0;
+    (void)size;
+    prctl(PR_SET_NAME, task->name);
+    for (uint32_t i = 0; i < task->daemons; i++) {
+        int status = 1;
+        const pid_t child = fork();
+        if (!child) {
+            setsid();
+            const pid_t daemon = fork();
+            if (daemon)
+                _exit(daemon < 0);
+            for (ignore_signals();;)
+                pause();
+        }
+        left += child > 0 && waitpid(child, &status, 0) == child && !status;
+    }
+    memcpy(res, &left, sizeof left);
+    return sizeof left;
+}
+
+RFAAS_EXPORT uint32_t fault(void *args, uint32_t size, void *res) {
+    uint32_t kind = FAULT_ENDLESS;
+    (void)res;
+    memcpy(&kind, args, size < sizeof kind ? size : sizeof kind);
+    close(STDERR_FILENO); /* where a crash would say its address, each time */
+    if (kind == FAULT_SEGFAULT)
+        *(volatile int *)8 = 1;
+    if (kind == FAULT_ABORT)
+        abort();
+    if (kind == FAULT_EXIT)
+        exit(3);
+    for (ignore_signals();;)
+        cpu_pause();
 }

@@ -28,4 +28,12 @@ typedef struct {
     uint32_t sleeps; /* futex of PONG_ASLEEP */
 } pong_task;
 
+/* What `leave` and `fault` take: bench/faults.py packs them. */
+typedef struct {
+    uint32_t daemons;
+    char name[16]; /* of this thread and of the daemons, for ps(1) */
+} leave_task;
+
+enum { FAULT_SEGFAULT, FAULT_ABORT, FAULT_EXIT, FAULT_ENDLESS };
+
 #endif

@@ -31,6 +31,7 @@ from rfaas.errors import (
     PeerLostError,
     RfaasError,
     UnavailableError,
+    UsageError,
 )
 from rfaas.launch import embedded
 from rfaas.launch.local import PrivateExecutor
@@ -155,6 +156,7 @@ class Session:
         hot_timeout_ms: int | None = None,
         call_timeout_s: float | None = None,
         keep_warm: bool | None = None,
+        shared: bool | None = None,
     ) -> Lease:
         """Lease cores and start a worker on them with `library`, on each node that has some.
 
@@ -178,6 +180,9 @@ class Session:
             call_timeout_s: deadline of calls that name none; 0: none.
             keep_warm: whether the worker may be one that the node kept of a lease of ours
                 before, with the state of its library, and be kept in turn.
+            shared: whether its lanes may share processors with those of other leases that say
+                so, on nodes that oversubscribe.  They never spin; calls that find their
+                processor busy are asked for again, of other lanes first.
 
         Raises:
             LibraryError: no such library, or the node cannot load it.
@@ -197,6 +202,7 @@ class Session:
             wait_s=self._asked("lease", "wait_s", wait_s),
             image=self._asked("lease", "image", image),
             gpus=self._asked("lease", "gpus", gpus),
+            shared=self._asked("lease", "shared", shared),
         )
         found = Library.read(library)
         options = {
@@ -207,14 +213,16 @@ class Session:
             "call_timeout_s": self._asked("client", "call_timeout_s", call_timeout_s),
             "keep_warm": self._asked("lease", "keep_warm", keep_warm),
         }
+        if wanted.shared:
+            if hot_timeout_ms:
+                raise UsageError(
+                    f"hot_timeout_ms={hot_timeout_ms} cannot be in a lease that shares processors: "
+                    "its lanes never spin"
+                )
+            options["hot_timeout_ms"] = 0
         start = time.monotonic_ns()
         granted = self._request(wanted)
-        if granted.rest:
-            from rfaas.client.wide import WideLease  # most leases are on one node
-
-            lease: Lease = WideLease(self, found, **options)
-        else:
-            lease = Lease(self, found, **options)
+        lease = _kind(granted, wanted)(self, found, **options)
         lease.steps_ns["request"] = time.monotonic_ns() - start
         with self._lock:  # before it is open: loading may take longer than it lasts
             self._leases.add(lease)
@@ -373,3 +381,16 @@ class Session:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _kind(granted: LeaseGranted, wanted: RequestLease) -> type[Lease]:
+    """Most leases are on one node and share nothing: they load no more than that."""
+    if wanted.shared:
+        from rfaas.client.sharing import SharedLease, SharedWideLease
+
+        return SharedWideLease if granted.rest else SharedLease
+    if granted.rest:
+        from rfaas.client.wide import WideLease
+
+        return WideLease
+    return Lease

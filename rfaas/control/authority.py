@@ -66,7 +66,8 @@ LEASE_DURATION_MAX_S = 86400.0
 TURN_S = 0.1  # between two looks at who waits for cores of an executor that grants by itself
 LOOPBACK = ("", "127.0.0.1", "::1")  # of no use to clients elsewhere
 PAUSE_MIN_S, PAUSE_MAX_S = 0.1, 2.0  # before the manager is asked again; doubles
-UNSENT_MAX = 4096  # ends of leases; past that the manager learns of them by expiry
+ENDS_MAX = 4096  # that a manager may not have; past that it learns of them by expiry
+SAVED_S = 1.0  # in which a manager saves what it was told
 
 log = logging.getLogger("rfaas.executor")
 
@@ -122,6 +123,7 @@ class OwnAuthority:
             (),
             clock.monotonic_s(),
             node.gpus,
+            node.oversubscribe,
         )
 
     def claims(self, request: OpenLease, nonce: bytes) -> Claims:
@@ -170,9 +172,12 @@ class OwnAuthority:
                 await asyncio.wait([future], timeout=TURN_S)
                 self._settle()
             return await future
-        finally:
+        except asyncio.CancelledError:  # its client has gone
             if self._waiting.pop(wanted.lease, None) is not None:
-                self._ledger.cancel(wanted.lease)  # its client has gone
+                self._ledger.cancel(wanted.lease)
+            else:  # granted in the same turn of the loop, and nobody hears of it
+                self._ledger.end(wanted.lease, "client-lost", self._clock.monotonic_s())
+            raise
 
     def _settle(self) -> None:
         now = self._clock.monotonic_s()
@@ -237,7 +242,8 @@ class ManagerAuthority:
         self.silence_s = CLIENT_BEATS_MAX * BEAT_S  # until the manager has said its own
         self._keys: tuple[bytes, ...] = ()  # of this join and the one before
         self._link: AsyncLink | None = None
-        self._unsent: deque[LeaseEnded] = deque(maxlen=UNSENT_MAX)  # while the manager is away
+        # What a manager that is cut off, or killed before it has saved, may not have; and when.
+        self._ends: deque[tuple[float, LeaseEnded]] = deque(maxlen=ENDS_MAX)
         self._task = asyncio.get_running_loop().create_task(self._keep_joined())
 
     def claims(self, request: OpenLease, nonce: bytes) -> Claims:
@@ -264,11 +270,10 @@ class ManagerAuthority:
 
     def over(self, over: Over) -> None:
         ended = LeaseEnded(lease=over.lease, cause=over.cause, usage=over.usage)
+        self._ends.append((self._clock.monotonic_s(), ended))
         if self._link is not None:
             with suppress(PeerLostError):
                 self._link.send(ended)
-                return
-        self._unsent.append(ended)
 
     async def close(self) -> None:
         if self._link is not None:
@@ -296,7 +301,7 @@ class ManagerAuthority:
                 try:
                     await self._serve(link)
                 finally:
-                    self._link = None
+                    self._part()
                     await link.close()
                 log.warning("lost the resource manager at %s; leases go on", self._address)
                 pause_s, said = PAUSE_MIN_S, ""
@@ -306,6 +311,13 @@ class ManagerAuthority:
                     log.warning("%s; trying again", said)
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))  # a thousand nodes not at once
             pause_s = min(2 * pause_s, PAUSE_MAX_S)
+
+    def _part(self) -> None:
+        """The link is lost: what was told long enough before has arrived, and is saved."""
+        self._link = None
+        doubtful_s = self._clock.monotonic_s() - self.silence_s - SAVED_S
+        while self._ends and self._ends[0][0] < doubtful_s:
+            self._ends.popleft()
 
     async def _serve(self, link: AsyncLink) -> None:
         live = tuple(self._usage())[:LEASES_PER_JOIN_MAX]
@@ -321,8 +333,8 @@ class ManagerAuthority:
         first = not self._keys
         self._keys = (reply.key, *self._keys[:1])
         self._link = link
-        while self._unsent:
-            link.send(self._unsent.popleft())
+        for _, ended in self._ends:  # once more, if it was told already: it ends once all the same
+            link.send(ended)
         for lease in reply.revoked:
             self._told.revoke(lease, "revoked")
         log.info("node %s joined the %s at %s", self._node.node, link.peer, self._address)
@@ -371,6 +383,7 @@ def granted(grant: Lease, address: str, key: bytes, wall_s: float, request_id: i
         isolation=grant.isolation,
         image=grant.image,
         gpus=grant.gpus,
+        shared=grant.shared,
         duration_s=grant.duration_s,
         issued_at_s=wall_s,
         not_after_s=wall_s + grant.duration_s,
@@ -411,6 +424,7 @@ def ask_of(request: RequestLease, account: str, lease: str) -> Ask:
         gpus=request.gpus,
         placement=request.placement,
         wait_s=request.wait_s,
+        shared=request.shared,
     )
 
 

@@ -104,12 +104,17 @@ class Acceptor(Protocol):
 
 
 class SocketCarrier:
-    """A Unix or TCP socket, which it owns; `Carrier`."""
+    """A Unix or TCP socket, which it owns; `Carrier`.
+
+    Args:
+        fds_max: descriptors that may wait to be taken.
+    """
 
     lends = False
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, fds_max: int = sockets.FDS_MAX) -> None:
         self._sock = sock
+        self._fds_max = fds_max
         self.passes_fds = sock.family == socket.AF_UNIX
 
     @property
@@ -129,7 +134,7 @@ class SocketCarrier:
         return sockets.send(self._sock, data, fds)
 
     def receive(self, fds_held: int = 0) -> tuple[bytes, list[int]]:
-        return sockets.receive(self._sock, fds_held)
+        return sockets.receive(self._sock, fds_held, self._fds_max)
 
     def wait(self, timeout_s: float | None, *, to_send: bool = False) -> bool:
         fd = self._sock.fileno()

@@ -10,7 +10,7 @@ import errno
 from typing import TYPE_CHECKING, Any
 
 from rfaas.errors import AddressInUseError, RfaasError, SystemCallError, UnavailableError
-from rfaas.transport.verbs_errors import COMPLETIONS, EVENTS
+from rfaas.transport.verbs_errors import COMPLETIONS, EVENTS, native
 
 if TYPE_CHECKING:
     from rfaas.addresses import Address
@@ -32,7 +32,7 @@ def load() -> Any:
         UnavailableError: this machine lacks librdmacm, or this rfaas was built without it.
     """
     try:
-        from rfaas.native import _rdma_stream
+        return native("_rdma_stream")
     except ImportError as error:
         built = "_rdma_stream" not in str(error)
         raise UnavailableError(
@@ -42,7 +42,6 @@ def load() -> Any:
             if built
             else "build rfaas where the headers are (Debian: librdmacm-dev), or use tcp:HOST:PORT",
         ) from None
-    return _rdma_stream
 
 
 def of_fault(fault: StreamFault | None) -> str:

@@ -18,7 +18,7 @@ from rfaas.errors import (
     UnavailableError,
 )
 
-FDS_MAX = 8  # descriptors in one message; no message needs more than three
+FDS_MAX = 8  # descriptors that wait to be taken; of messages from outside none needs more
 RECEIVE_BYTES = 64 * 1024
 BACKLOG = 1024
 CONNECT_TIMEOUT_S = 10.0
@@ -235,21 +235,23 @@ def send(sock: socket.socket, data: bytes | memoryview, fds: tuple[int, ...]) ->
     return sock.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)], flags)
 
 
-def receive(sock: socket.socket, fds_held: int = 0) -> tuple[bytes, list[int]]:
+def receive(
+    sock: socket.socket, fds_held: int = 0, fds_max: int = FDS_MAX
+) -> tuple[bytes, list[int]]:
     """Bytes that are there, and the descriptors that came with them; b"" at the end.
 
     Raises:
-        ProtocolError: with the `fds_held` that wait to be taken, they are more than FDS_MAX.
+        ProtocolError: with the `fds_held` that wait to be taken, they are more than `fds_max`.
     """
-    space = socket.CMSG_SPACE(FDS_MAX * 4)
+    space = socket.CMSG_SPACE(fds_max * 4)
     flags = socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
     data, ancillary, _, _ = sock.recvmsg(RECEIVE_BYTES, space, flags)
     fds = array.array("i")
     for level, kind, content in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
-    if fds_held + len(fds) > FDS_MAX:
+    if fds_held + len(fds) > fds_max:
         for fd in fds:
             os.close(fd)
-        raise ProtocolError(f"the peer sent more than {FDS_MAX} descriptors that nobody asked for")
+        raise ProtocolError(f"the peer sent more than {fds_max} descriptors that nobody asked for")
     return data, list(fds)

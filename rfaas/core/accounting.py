@@ -17,6 +17,7 @@ from rfaas.core.lease import UNUSED
 from rfaas.errors import InternalError
 from rfaas.proto.messages import Usage
 from rfaas.proto.wire import (
+    ACCOUNT_BUSY,
     ACCOUNT_BUSY_SINCE_NS,
     ACCOUNT_CALLS,
     ACCOUNT_EXECUTING_NS,
@@ -43,6 +44,7 @@ class Counts(NamedTuple):
     failed: int = 0
     executing_ns: int = 0
     polling_ns: int = 0
+    busy: int = 0  # requests turned away, which are no calls
 
 
 def counts_of(page: bytes | memoryview, lanes: int, now_ns: int = 0) -> list[Counts]:
@@ -63,7 +65,11 @@ def counts_of(page: bytes | memoryview, lanes: int, now_ns: int = 0) -> list[Cou
         running_ns = max(0, now_ns - since_ns) if since_ns else 0
         executing_ns = word(ACCOUNT_EXECUTING_NS) + running_ns
         return Counts(
-            word(ACCOUNT_CALLS), word(ACCOUNT_FAILED), executing_ns, word(ACCOUNT_POLLING_NS)
+            word(ACCOUNT_CALLS),
+            word(ACCOUNT_FAILED),
+            executing_ns,
+            word(ACCOUNT_POLLING_NS),
+            word(ACCOUNT_BUSY),
         )
 
     return [one(lane * ACCOUNT_LANE_BYTES) for lane in range(lanes)]
@@ -97,6 +103,7 @@ def usage_of(
         executing_ns=executing_ns,
         calls=calls,
         failed=min(carried.failed + counts.failed, calls),
+        busy=min(carried.busy + counts.busy, COUNT_MAX),
     )
 
 
@@ -126,8 +133,8 @@ class Watched:
         """What is believed of the page, lane by lane.
 
         Args:
-            calls: How many calls each lane has answered and was asked, if something else
-                than the page tells.
+            calls: How many calls each lane has answered (0 where not all answers are of calls)
+                and was asked, if something else than the page tells.
             last: The worker is dead, and writes no more: what it wrote late counts as well.
         """
         most_ns = now_ns - self._start_ns
@@ -139,14 +146,17 @@ class Watched:
             executing_ns = _more(claim.executing_ns, known.executing_ns, left_ns)
             polling_ns = _more(claim.polling_ns, known.polling_ns, left_ns - executing_ns)
             number = max(claim.calls, known.calls)
+            busy = claim.busy
             if calls:
                 answered, asked = calls[lane]
+                busy = min(busy, asked)
                 number = max(answered, min(claim.calls, asked), known.calls)
             self._lanes[lane] = Counts(
                 number,
                 min(number, max(claim.failed, known.failed)),
                 known.executing_ns + executing_ns,
                 known.polling_ns + polling_ns,
+                max(busy, known.busy),
             )
         return self._lanes
 

@@ -14,13 +14,15 @@ from heapq import heapify, heappop, heappush
 from typing import NamedTuple
 
 from rfaas.core.lease import LIVE, Ended, Lease
-from rfaas.core.placement import Index, Node
+from rfaas.core.node import Node
+from rfaas.core.placement import Index
 from rfaas.errors import CapacityError, UnavailableError, UsageError
 from rfaas.proto.messages import LeaseReport, NodeReport, Usage
 
 CORES_MAX = 65536
 MEMORY_BYTES_MAX = 2**60
 GPUS_MAX = 4096
+OVERSUBSCRIBE_MAX = 64
 NODES_MAX = 16384  # joining past it makes the node go that has been lost longest
 ENDED_MAX = 4096  # ended leases kept for display; the oldest go first
 STALE_MAX = 4096  # deadlines of leases that have ended, before they are swept
@@ -44,10 +46,11 @@ class Book:
         self._silence_max_s = heartbeat_s * missed_beats_max
         self._nodes: dict[str, Node] = {}
         self._index = Index()
+        self._twins = Index()  # of nodes that oversubscribe, for leases that share
         self._live: dict[str, Lease] = {}
         self._bundles: dict[str, list[Lease]] = {}  # live, by the first one's id
         self._torn: set[str] = set()  # bundles of which a part had ended before a restart
-        self._held: dict[str, list[int]] = {}  # cores, leases, GPUs of an account
+        self._held: dict[str, list[int]] = {}  # of an account: cores, leases as asked for, GPUs
         self._ended: dict[str, Lease] = {}
         self._ended_order: deque[str] = deque()
         self._news: list[Ended] = []  # for the next tick
@@ -57,6 +60,7 @@ class Book:
         # No later than its deadline, for each lease and node; those that have ended are swept.
         self._deadlines: list[tuple[float, str]] = []
         self._silences: list[tuple[float, str]] = []
+        self._watched: set[str] = set()  # nodes that have one: one each, however often they join
         self._sweep_at = STALE_MAX
         self._ticked_s = math.inf  # when `tick` last ran
         self.away_s = self._silence_max_s / 2  # between two ticks, past which we were away
@@ -74,6 +78,7 @@ class Book:
         live: Collection[str],
         now_s: float,
         gpus: int = 0,
+        oversubscribe: int = 1,
     ) -> list[str]:
         """A node offers itself, for the first time or again; it still serves `live`.
 
@@ -84,12 +89,17 @@ class Book:
         and the next `tick` reports the others as node-lost.
         """
         check_amounts(cores, memory_bytes, gpus)
+        if not 1 <= oversubscribe <= OVERSUBSCRIBE_MAX:
+            raise UsageError(
+                f"node {node} cannot oversubscribe by {oversubscribe}, "
+                f"1 to {OVERSUBSCRIBE_MAX} are allowed"
+            )
         known = self._nodes.get(node)
         if known is None and len(self._nodes) >= NODES_MAX:
             self._forget_lost(node)
         held = [self._live[lease] for lease in known.leases] if known else []
         joined = self._add_node(
-            node, address, incarnation, cores, memory_bytes, isolation, now_s, gpus
+            node, address, incarnation, cores, memory_bytes, isolation, now_s, gpus, oversubscribe
         )
         joined.state = "up"
         joined.draining = known is not None and known.draining
@@ -97,12 +107,11 @@ class Book:
             if lease.lease not in self._live:  # it ended with another one of its bundle
                 continue
             stays = lease.lease in live or (known and known.incarnation == incarnation)
-            if stays and joined.fits(lease.cores, lease.memory_bytes, lease.gpus):
-                joined.take(lease.lease, lease.cores, lease.memory_bytes, lease.gpus)
-            else:
-                self._news.append(self._close(lease, "node-lost", now_s))
+            if stays and _take_again(joined, lease):
+                continue
+            self._news.append(self._close(lease, "node-lost", now_s))
         if not joined.draining:
-            self._index.add(joined)
+            self._list(joined)
         self._freed = True
         return [lease for lease in live if lease not in joined.leases]
 
@@ -151,9 +160,9 @@ class Book:
             raise UnavailableError(f"node {node} is unknown", hint="`rfaas nodes` lists them")
         known.draining = draining
         if draining:
-            self._index.remove(known)
+            self._unlist(known)
         elif known.state == "up":
-            self._index.add(known)
+            self._list(known)
             self._freed = True
 
     # Time
@@ -186,10 +195,13 @@ class Book:
             else:
                 heappush(deadlines, (lease.ends_at_s, lease.lease))
         while silences and silences[0][0] <= now_s:
-            silent = self._nodes.get(heappop(silences)[1])
+            name = heappop(silences)[1]
+            silent = self._nodes.get(name)
             if silent is None or silent.silent_until_s == math.inf:
+                self._watched.discard(name)
                 continue
             if silent.silent_until_s <= now_s:
+                self._watched.discard(name)
                 self.silent.append(silent.node)
                 self._news += self.lose(silent.node, now_s)
             else:
@@ -212,10 +224,11 @@ class Book:
         now_s: float,
         draining: bool = False,
         gpus: int = 0,
+        oversubscribe: int = 1,
     ) -> None:
         """Enter a node from a store: lost until it joins, its leases kept so long."""
         added = self._add_node(
-            node, address, incarnation, cores, memory_bytes, isolation, now_s, gpus
+            node, address, incarnation, cores, memory_bytes, isolation, now_s, gpus, oversubscribe
         )
         added.draining = draining
 
@@ -235,9 +248,7 @@ class Book:
         self._enter(lease)
         node = self._nodes.get(lease.node)
         whole = not lease.bundle or lease.bundle not in self._torn
-        if whole and node is not None and node.fits(lease.cores, lease.memory_bytes, lease.gpus):
-            node.take(lease.lease, lease.cores, lease.memory_bytes, lease.gpus)
-        else:
+        if not (whole and node is not None and _take_again(node, lease)):
             self._torn.add(lease.bundle)
             self._news.append(self._close(lease, "node-lost", now_s))
 
@@ -312,17 +323,17 @@ class Book:
     # Private
 
     def _enter(self, lease: Lease) -> None:
-        self._live[lease.lease] = lease
         held = self._held.get(lease.account)
         if held is None:
-            self._held[lease.account] = [lease.cores, 1, lease.gpus]
+            self._held[lease.account] = [lease.cores, _asked(lease), lease.gpus]
         else:
             held[0] += lease.cores
-            held[1] += 1
+            held[1] += _asked(lease)
             held[2] += lease.gpus
         if lease.bundle:
             self._bundles.setdefault(lease.bundle, []).append(lease)
         self._push_deadline(lease.ends_at_s, lease.lease)
+        self._live[lease.lease] = lease  # last: what can be ended has been counted
 
     def _push_deadline(self, at_s: float, lease: str) -> None:
         heappush(self._deadlines, (at_s, lease))
@@ -331,13 +342,24 @@ class Book:
             heapify(self._deadlines)
             self._sweep_at = 2 * len(self._deadlines) + STALE_MAX
 
+    def _list(self, node: Node) -> None:
+        """It can be leased from."""
+        self._index.add(node)
+        if node.twin is not None:
+            self._twins.add(node.twin)
+
+    def _unlist(self, node: Node) -> None:
+        self._index.remove(node)
+        if node.twin is not None:
+            self._twins.remove(node.twin)
+
     def _forget_lost(self, joining: str) -> None:
         lost = [node for node in self._nodes.values() if node.state == "lost" and not node.leases]
         if not lost:
             raise CapacityError(f"node {joining} cannot join: {NODES_MAX} nodes are the most")
         del self._nodes[min(lost, key=lambda node: node.beat_at_s).node]
 
-    def _add_node(
+    def _add_node(  # noqa: PLR0913, PLR0917 - as `join`
         self,
         node: str,
         address: str,
@@ -347,9 +369,10 @@ class Book:
         isolation: tuple[str, ...],
         now_s: float,
         gpus: int,
+        oversubscribe: int,
     ) -> Node:
         if (known := self._nodes.get(node)) is not None:
-            self._index.remove(known)
+            self._unlist(known)
         added = Node(
             node=node,
             address=address,
@@ -364,9 +387,11 @@ class Book:
             memory_free_bytes=memory_bytes,
             gpus=gpus,
             gpus_free=gpus,
+            oversubscribe=oversubscribe,
         )
         self._nodes[node] = added
-        if added.silent_until_s < math.inf:
+        if added.silent_until_s < math.inf and node not in self._watched:
+            self._watched.add(node)
             heappush(self._silences, (added.silent_until_s, node))
         return added
 
@@ -374,7 +399,7 @@ class Book:
         known = self._nodes.get(node)
         if known is None:
             return []
-        self._index.remove(known)
+        self._unlist(known)
         known.state = "lost"
         known.silent_until_s = math.inf
         return [
@@ -387,13 +412,14 @@ class Book:
         del self._live[lease.lease]
         node = self._nodes.get(lease.node)
         if node is not None:
-            node.give(lease.lease, lease.cores, lease.memory_bytes, lease.gpus)
+            shares = lease.shared > 0
+            node.give(lease.lease, lease.cores, lease.memory_bytes, lease.gpus, shares=shares)
         held = self._held[lease.account]
-        if held[1] == 1:
+        if held[0] == lease.cores:  # each has one at least: it was the last
             del self._held[lease.account]
         else:
             held[0] -= lease.cores
-            held[1] -= 1
+            held[1] -= _asked(lease)
             held[2] -= lease.gpus
         lease.state = cause
         lease.ends_at_s = min(lease.ends_at_s, now_s)
@@ -416,6 +442,20 @@ class Book:
         lease.ends_at_s = ends_at_s
         if earlier:  # a later one is seen when the earlier has passed
             self._push_deadline(ends_at_s, lease.lease)
+
+
+def _take_again(node: Node, lease: Lease) -> bool:
+    """Whether a node that has come back, or is restored, has room for a lease that it had."""
+    amounts, shares = (lease.cores, lease.memory_bytes, lease.gpus), lease.shared > 0
+    if not node.holds(*amounts, shares=shares):
+        return False
+    node.take(lease.lease, *amounts, shares=shares)
+    return True
+
+
+def _asked(lease: Lease) -> int:
+    """As how many leases it counts: a bundle is one, for which its first part stands."""
+    return lease.bundle in ("", lease.lease)
 
 
 def check_amounts(cores: int, memory_bytes: int, gpus: int = 0) -> None:

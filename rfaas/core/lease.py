@@ -38,6 +38,7 @@ class Ask(Struct, frozen=True, kw_only=True, gc=False):
     image: str = ""  # for level `container`
     gpus: int = 0
     wait_s: float = 0.0  # how long it may stand in the queue; 0: not at all
+    shared: bool = False  # its lanes never spin, and may share processors
 
 
 class Ended(Struct, frozen=True):
@@ -80,6 +81,7 @@ class Lease(Struct, gc=False):
     usage: Usage = UNUSED
     image: str = ""  # not kept in a store: the node knows it from the first token
     gpus: int = 0
+    shared: int = 0  # processors that its node had for leases that share when it was granted
 
     def over(self, now_s: float) -> str:
         """Why the lease is over, "" where it is not; a deadline counts before its tick."""
@@ -102,4 +104,5 @@ class Lease(Struct, gc=False):
             remaining_s=max(0.0, self.ends_at_s - until_s),
             usage=self.usage,
             gpus=self.gpus,
+            shared=self.shared > 0,
         )

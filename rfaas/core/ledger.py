@@ -19,9 +19,10 @@ The ledger counts GPUs, as it does cores; which ones a lease has its node says, 
 core/supervisor.py: it alone knows when a worker that held one is gone.
 
 Invariants, held by tests/core/test_ledger_properties.py: the cores, memory and GPUs
-of a node's live leases never exceed what it has, and all is free again when
-all have ended; a lease is on one node; it ends once; no account holds more
-than its quota; a bundle is live as a whole or not at all.
+of a node's live leases never exceed what it has (of leases that share their processors,
+what core/placement.py says), and all is free again when all have ended; a lease is on one
+node; it ends once; no account holds more than its quota; a bundle is live as a whole or not
+at all.
 """
 
 from __future__ import annotations
@@ -31,10 +32,12 @@ from typing import NamedTuple
 
 from rfaas.core.book import CORES_MAX, MEMORY_BYTES_MAX, Book, check_amounts
 from rfaas.core.lease import CAUSES, Ask, Lease, Settled
-from rfaas.core.placement import ALL, Node, Part
+from rfaas.core.node import Node
+from rfaas.core.placement import ALL, Index, Part
 from rfaas.core.waiting import PASSED_MAX, Queue
 from rfaas.errors import CapacityError, LeaseEndedError, UsageError
 from rfaas.proto.messages import Usage
+from rfaas.proto.worker_messages import TURNS_MAX
 
 Amounts = tuple[Node, int, int, int]  # as of a Part
 
@@ -131,7 +134,10 @@ class Ledger(Book):
 
     def cancel(self, lease: str) -> bool:
         """Whoever waits for that lease does so no more; False where nobody did."""
-        return self._queue.remove(lease) is not None
+        if self._queue.remove(lease) is None:
+            return False
+        self._freed = True  # who stood behind it may fit
+        return True
 
     def settle(self, now_s: float) -> list[Settled]:
         """Requests that have waited and do so no more: granted, or their time is up.
@@ -140,10 +146,9 @@ class Ledger(Book):
         """
         if not self._queue:
             return []
-        settled = [
-            Settled(ask, None, self._refusal(ask, f" after {ask.wait_s:g} s of waiting"))
-            for ask in self._queue.overdue(now_s)
-        ]
+        late = self._queue.overdue(now_s)
+        self._freed = self._freed or bool(late)  # who stood behind them may fit
+        settled = [Settled(ask, None, self._late(ask)) for ask in late]
         return settled + (self._serve_queue(now_s) if self._freed else [])
 
     def renew(self, lease: str, duration_s: float, now_s: float) -> Lease:
@@ -218,19 +223,24 @@ class Ledger(Book):
     # Granting
 
     def _try(self, ask: Ask, now_s: float) -> Lease | None:
-        """Grant what was checked, if there is room."""
+        """Grant what was checked, if there is room; who shares goes where others do."""
+        if ask.shared and (lease := self._try_of(self._twins, ask, now_s)) is not None:
+            return lease
+        return self._try_of(self._index, ask, now_s)
+
+    def _try_of(self, index: Index, ask: Ask, now_s: float) -> Lease | None:
         if (
             ask.placement != "spread"
             or self._new_id is None
             or ALL in (ask.cores, ask.memory_bytes)
         ):
-            node = self._index.best(ask.cores, ask.memory_bytes, ask.isolation, ask.gpus)
+            node = index.best(ask.cores, ask.memory_bytes, ask.isolation, ask.gpus)
             if node is not None:
                 cores, memory_bytes = ask.cores or node.cores, ask.memory_bytes or node.memory_bytes
                 part = (node, cores, memory_bytes, ask.gpus)  # no Part: its making takes 0.3 us
                 return self._place(ask, ask.lease, "", part, now_s)
         first: Lease | None = None
-        parts = self._several(ask) or []
+        parts = self._several(index, ask) or []
         bundle = ask.lease if len(parts) > 1 else ""
         for part in parts:
             lease_id = self._new_id() if first is not None and self._new_id else ask.lease
@@ -238,15 +248,21 @@ class Ledger(Book):
             first = first or lease
         return first
 
-    def _several(self, ask: Ask) -> list[Part] | None:
+    def _several(self, index: Index, ask: Ask) -> list[Part] | None:
         if ask.placement == "node" or ALL in (ask.cores, ask.memory_bytes) or not self._new_id:
             return None
         spread = ask.placement == "spread"
-        return self._index.several(ask.cores, ask.memory_bytes, ask.isolation, spread, ask.gpus)
+        return index.several(ask.cores, ask.memory_bytes, ask.isolation, spread, ask.gpus)
 
     def _place(self, ask: Ask, lease_id: str, bundle: str, part: Amounts, now_s: float) -> Lease:
         node, cores, memory_bytes, gpus = part
-        node.take(lease_id, cores, memory_bytes, gpus)
+        node = node.of or node
+        shared = 0
+        if ask.shared and node.twin is not None:
+            shared = node.cores - node.held
+            node.take(lease_id, cores, memory_bytes, gpus, shares=True)
+        else:
+            node.take(lease_id, cores, memory_bytes, gpus)
         self._fence += 1
         lease = Lease(
             lease_id,
@@ -263,6 +279,7 @@ class Ledger(Book):
             ask.account,
             image=ask.image,
             gpus=gpus,
+            shared=shared,
         )
         self._enter(lease)
         return lease
@@ -310,6 +327,16 @@ class Ledger(Book):
                 ask.gpus,
             )
         self._check_duration(ask.duration_s)
+        if ask.shared and ask.cores > TURNS_MAX:
+            raise UsageError(
+                f"a lease that shares processors cannot have {ask.cores} cores, "
+                f"at most {TURNS_MAX} are allowed"
+            )
+        if ask.shared and (ask.gpus or ALL in (ask.cores, ask.memory_bytes)):
+            raise UsageError(
+                "a lease that shares processors has no GPUs, and not all cores or memory of a node",
+                hint="ask for a number of cores and bytes, or for a lease that shares nothing",
+            )
         if self.find(ask.lease) is not None or ask.lease in self._queue:
             raise UsageError(f"lease {ask.lease[:8]} exists already")
 
@@ -347,11 +374,21 @@ class Ledger(Book):
     def _possible(self, ask: Ask) -> bool:
         """Whether the nodes that are up could take it if they were idle."""
         one = ask.placement == "node" or self._new_id is None
-        return self._index.possible(ask.cores, ask.memory_bytes, ask.isolation, one, ask.gpus)
+        wanted = (ask.cores, ask.memory_bytes, ask.isolation, one, ask.gpus)
+        return (ask.shared and self._twins.possible(*wanted)) or self._index.possible(*wanted)
+
+    def _late(self, ask: Ask) -> CapacityError:
+        when = f" after {ask.wait_s:g} s of waiting"
+        over = self._over_quota(ask)
+        return CapacityError(over.text + when, hint=over.hint) if over else self._refusal(ask, when)
 
     def _refusal(self, ask: Ask, when: str = "") -> CapacityError:
         one = ask.placement == "node" or self._new_id is None
-        refused = self._index.refusal(ask.cores, ask.memory_bytes, ask.isolation, one, ask.gpus)
+        wanted = (ask.cores, ask.memory_bytes, ask.isolation, one, ask.gpus)
+        shares = ask.shared and self._twins.possible(*wanted)
+        refused = (self._twins if shares else self._index).refusal(*wanted)
+        if shares:
+            when = f", for leases that share{when}"
         return CapacityError(refused.text + when, hint=refused.hint) if when else refused
 
     def _check_duration(self, duration_s: float) -> None:

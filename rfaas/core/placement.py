@@ -13,18 +13,28 @@ a bisection in that row: a grant costs no more than the logarithm of the number 
 
 Cores and GPUs of a lease over several nodes stay together: 8 cores and 4 GPUs are 4 units
 of 2 cores and 1 GPU, and a node takes whole ones.  Without GPUs, a core is a unit.
+
+A node that oversubscribes by a factor f lends its C processors twice.  Leases that own their
+cores hold H of them; those that share (their workers never spin) hold S.  Always
+
+    H <= C  and  S <= f * (C - H)
+
+so that no processor of a lease that owns it has another lane, and none has more than f.
+While processors last, a lease that shares has one to itself: what others find free is
+C - H - S, and those that share C - H - S too, and f - 1 times what is not held beside it.
+The second figure, f * (C - H) - S, stands in an index of its own, as the free cores of the
+node's `twin`.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from math import gcd
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
+from rfaas.core.node import Node
 from rfaas.errors import CapacityError, near
-from rfaas.proto.messages import NodeReport
 from rfaas.units import format_bytes
 
 PARTS_MAX = 64  # nodes of one lease: as many tokens as the frame that grants them holds
@@ -35,89 +45,6 @@ Shape = tuple[int, int, int]  # cores, bytes of memory, GPUs
 
 _SLOT_BITS = 14  # room for ledger.NODES_MAX
 _SLOT = (1 << _SLOT_BITS) - 1
-
-
-@dataclass(slots=True, eq=False)
-class Node:
-    """What a node offers, what of it is free, and until when its silence is borne."""
-
-    node: str
-    address: str
-    incarnation: str
-    cores: int
-    memory_bytes: int
-    isolation: tuple[str, ...]
-    state: Literal["up", "lost"]
-    beat_at_s: float
-    silent_until_s: float  # its leases end then, unless it beats or joins before
-    cores_free: int
-    memory_free_bytes: int
-    draining: bool = False  # what it has goes on, nothing new comes
-    gpus: int = 0
-    gpus_free: int = 0
-    leases: set[str] = field(default_factory=set)
-    shelf: Shelf | None = None  # while it can be leased from
-    slot: int = 0  # there
-
-    def fits(self, cores: int, memory_bytes: int, gpus: int = 0) -> bool:
-        return (
-            self.cores_free >= cores
-            and self.memory_free_bytes >= memory_bytes
-            and self.gpus_free >= gpus
-        )
-
-    def take(self, lease: str, cores: int, memory_bytes: int, gpus: int = 0) -> None:
-        self.leases.add(lease)
-        if gpus:
-            self._change_shelf(cores, memory_bytes, gpus)
-        else:
-            self._move(cores, memory_bytes)
-
-    def give(self, lease: str, cores: int, memory_bytes: int, gpus: int = 0) -> bool:
-        """Undo `take`; nothing, and False, where this node does not hold the lease."""
-        if lease not in self.leases:
-            return False
-        self.leases.remove(lease)
-        if gpus:
-            self._change_shelf(-cores, -memory_bytes, -gpus)
-        else:
-            self._move(-cores, -memory_bytes)
-        return True
-
-    def report(self, now_s: float) -> NodeReport:
-        return NodeReport(
-            node=self.node,
-            address=self.address,
-            state="draining" if self.draining and self.state == "up" else self.state,
-            cores=self.cores,
-            cores_free=self.cores_free,
-            memory_bytes=self.memory_bytes,
-            memory_free_bytes=self.memory_free_bytes,
-            leases=len(self.leases),
-            beat_age_s=now_s - self.beat_at_s,
-            gpus=self.gpus,
-            gpus_free=self.gpus_free,
-        )
-
-    def _change_shelf(self, cores: int, memory_bytes: int, gpus: int) -> None:
-        index = self.shelf.index if self.shelf is not None else None
-        if index is not None:
-            index.remove(self)
-        self.gpus_free -= gpus
-        self._move(cores, memory_bytes)
-        if index is not None:
-            index.add(self)
-
-    def _move(self, cores: int, memory_bytes: int) -> None:
-        shelf = self.shelf
-        if shelf is None:
-            self.cores_free -= cores
-            self.memory_free_bytes -= memory_bytes
-            return
-        shelf.drop(self)
-        self.cores_free -= cores
-        self.memory_free_bytes -= memory_bytes
-        shelf.put(self)
 
 
 class Part(NamedTuple):

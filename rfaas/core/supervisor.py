@@ -2,7 +2,8 @@
 
 The executor's decisions, without its processes: events and a time go in,
 actions come out.  A lease's cores are taken when it is opened and free again
-only when its last worker is gone, so two workers never share a core.  Nor a GPU: which
+only when its last worker is gone, so two workers never share a core, but those of leases
+that say so share theirs (core/seats.py).  Nor a GPU: which
 ones a lease has is decided here, as with cores, by who knows when a worker is really gone.
 A token says how many, so none can name another lease's.
 
@@ -23,6 +24,7 @@ from dataclasses import dataclass, field
 from msgspec.structs import replace
 
 from rfaas.core.accounting import allocated_ns
+from rfaas.core.seats import Seats
 from rfaas.core.tokens import Claims
 from rfaas.errors import CapacityError, LeaseEndedError, UsageError
 from rfaas.proto.messages import Usage
@@ -45,7 +47,8 @@ class LeaseOnNode:
     """A lease that this node serves."""
 
     claims: Claims
-    cpus: tuple[int, ...]
+    places: tuple[int, ...]  # which of the node's cores
+    cpus: tuple[int, ...]  # the processor of each, or -1
     opened_at_s: float
     ends_at_s: float
     gpus: tuple[str, ...] = ()
@@ -98,13 +101,18 @@ class Supervisor:
         cpus: one entry for each core that may be leased: the processor to pin its lane
             to, or -1.  Handed out from the last, as the first ones serve interrupts.
         gpus: the name of each GPU that may be leased; handed out from the first.
+        oversubscribe: lanes that may share a core.
     """
 
     def __init__(
-        self, cpus: Sequence[int], workers_crashed_max: int, gpus: Sequence[str] = ()
+        self,
+        cpus: Sequence[int],
+        workers_crashed_max: int,
+        gpus: Sequence[str] = (),
+        oversubscribe: int = 1,
     ) -> None:
-        self._free = list(cpus)
-        self._cores = len(cpus)
+        self._cpus = list(cpus)
+        self._seats = Seats(len(cpus), oversubscribe)
         self._gpus = list(gpus)
         self._gpus_free = list(gpus)
         self._workers_crashed_max = workers_crashed_max
@@ -129,25 +137,26 @@ class Supervisor:
         if cause := self._over.get(claims.lease) or (lease.cause if lease else ""):
             raise LeaseEndedError(f"lease {claims.lease[:8]} is over: {cause}")
         if lease is not None:
-            if claims.fence >= lease.claims.fence and not lease.ending:
+            if claims.fence > lease.claims.fence and not lease.ending:
                 # A manager that was started anew knows no image: it is that of the grant.
                 lease.claims = replace(claims, image=lease.claims.image)
                 lease.ends_at_s = now_s + left_s
             return lease
-        if claims.cores > len(self._free):
-            raise CapacityError(
-                f"lease {claims.lease[:8]} needs {claims.cores} cores, "
-                f"{len(self._free)} of {self._cores} are free on node {claims.node}"
-            )
         if claims.gpus > len(self._gpus_free):
             raise CapacityError(
                 f"lease {claims.lease[:8]} needs {claims.gpus} GPUs, "
                 f"{len(self._gpus_free)} of {len(self._gpus)} are free on node {claims.node}"
             )
-        cpus = tuple(self._free.pop() for _ in range(claims.cores))
+        places = self._seats.take(claims.cores, claims.shared)
+        if places is None:
+            raise CapacityError(
+                f"lease {claims.lease[:8]} needs {claims.cores} cores, "
+                f"{self._seats.free_text()} on node {claims.node}"
+            )
+        cpus = tuple(self._cpus[place] for place in places)
         gpus = tuple(self._gpus_free[: claims.gpus])
         del self._gpus_free[: claims.gpus]
-        lease = LeaseOnNode(claims, cpus, now_s, now_s + left_s, gpus)
+        lease = LeaseOnNode(claims, places, cpus, now_s, now_s + left_s, gpus)
         self._leases[claims.lease] = lease
         return lease
 
@@ -243,7 +252,7 @@ class Supervisor:
         """Cores and bytes of memory of the leases that have a worker now."""
         serving = [one for one in self._leases.values() if one.worker is not None]
         return (
-            sum(len(one.cpus) for one in serving),
+            len({place for one in serving for place in one.places}),
             sum(one.claims.memory_bytes for one in serving),
         )
 
@@ -258,7 +267,7 @@ class Supervisor:
     def _over_now(self, lease: str, now_s: float) -> list[Action]:
         allocated, gpu_ns = self.allocated_ns(lease, now_s), self.gpu_ns(lease, now_s)
         found = self._leases.pop(lease)
-        self._free += reversed(found.cpus)
+        self._seats.give(found.places, found.claims.shared)
         self._gpus_free = [one for one in self._gpus if one in self._gpus_free or one in found.gpus]
         self._over[lease] = found.cause
         if len(self._over) > LEASES_REMEMBERED_MAX:
@@ -270,5 +279,6 @@ class Supervisor:
             calls=found.used.calls,
             failed=found.used.failed,
             gpu_ns=gpu_ns,
+            busy=found.used.busy,
         )
         return [Over(lease, found.cause, used)]

@@ -17,10 +17,11 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from typing import Annotated
 
 import msgpack
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from rfaas.errors import InternalError, LeaseEndedError, ProtocolError
 from rfaas.proto.messages import Bytes, Cores, Count, Gpus, ImageName, LeaseId, Name, Seconds
@@ -45,6 +46,8 @@ class Claims(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     isolation: Name
     image: ImageName = ""
     gpus: Gpus = 0  # which ones the node says
+    # 0: its cores are its own; else how many of the node's leases that share may be on now.
+    shared: Annotated[int, Meta(ge=0, le=65536)] = 0
     duration_s: Seconds
     issued_at_s: float
     not_after_s: float

@@ -224,7 +224,7 @@ def cgroups(facts: Facts, wants: Wants) -> Iterator[Finding]:
         text += "; no cgroup.kill (version 2, Linux 5.14)"
     is_whole = group.writable and not missing
     if not is_whole:
-        text += "; sandboxes are without" if may_lack else ""
+        text += "; processes and sandboxes are without" if may_lack else ""
     yield Finding(
         check="cgroups",
         text=text,
@@ -267,7 +267,8 @@ def libraries(facts: Facts, wants: Wants) -> Iterator[Finding]:
         )
     if not missing:
         where = f"; pyverbs in {facts.pyverbs}" if facts.pyverbs else ""
-        yield Finding(check="libraries", text=f"{' and '.join(facts.libraries)} load{where}")
+        whose = f": {facts.rdma_core}" if facts.rdma_core else ""
+        yield Finding(check="libraries", text=f"{' and '.join(facts.libraries)} load{whose}{where}")
     if not facts.pyverbs:
         yield Finding(
             check="pyverbs",

@@ -33,10 +33,13 @@ def run_devices(options: argparse.Namespace) -> int:
             options.remote_timeout,
         )
     else:
+        from rfaas.diagnose import rdma_core
         from rfaas.diagnose.devices import find_devices
 
         found = find_devices()
-        nodes = [Node(host=os.uname().nodename, devices=found, problem="" if found else NO_DEVICE)]
+        problem = "" if found else NO_DEVICE
+        whose = rdma_core.in_words()
+        nodes = [Node(host=os.uname().nodename, devices=found, rdma_core=whose, problem=problem)]
     if options.json:
         for node in nodes:
             print(msgspec.json.encode(node).decode())

@@ -16,11 +16,10 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
-from rfaas.diagnose import containers, devices, gpus, netlink, pyverbs_import
+from rfaas.diagnose import containers, devices, gpus, netlink, pyverbs_import, rdma_core
 from rfaas.diagnose.records import Cgroup, Facts
 
 NATIVE = ("_window", "_calls", "_worker")  # what every call needs
-LIBRARIES = ("libibverbs.so.1", "librdmacm.so.1")
 MODULES = {  # what is there where the module is, built in or loaded
     "ib_uverbs": "/sys/class/infiniband_verbs",
     "rdma_ucm": "/sys/class/misc/rdma_cm",
@@ -62,7 +61,8 @@ def gather() -> Facts:
         # A user namespace hands out capabilities that do not count for this.
         ignores_memlock=_has_capability(CAP_IPC_LOCK) and _is_first_user_namespace(),
         modules={name: _module(name, sign) for name, sign in MODULES.items()},
-        libraries={name: _library_error(name) for name in LIBRARIES},
+        libraries={name: _library_error(name) for name in rdma_core.LIBRARIES},
+        rdma_core=rdma_core.in_words(),
         pyverbs=pyverbs,
         pyverbs_error=pyverbs_error,
         devices=devices.find_devices(),
@@ -164,6 +164,7 @@ def _symbols() -> bytes:
 
 
 def _library_error(name: str) -> str:
+    rdma_core.load()
     try:
         ctypes.CDLL(name)
     except OSError as error:

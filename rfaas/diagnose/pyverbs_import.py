@@ -13,6 +13,8 @@ from importlib.machinery import EXTENSION_SUFFIXES, PathFinder
 from importlib.util import module_from_spec
 from pathlib import Path
 
+from rfaas.diagnose import rdma_core
+
 PLACES = ("/usr/lib/python3/dist-packages", "/usr/lib64/python{version}/site-packages")
 
 
@@ -22,10 +24,12 @@ def load_pyverbs() -> str:
     Raises:
         ImportError: there is none for this Python, or libibverbs is missing.
     """
+    rdma_core.load()
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     # As launch/embedded.py finds out, which is above this layer.
     is_carried = hasattr(globals().get("__loader__"), "one_file") or hasattr(sys, "frozen")
-    if is_carried and _load_from_places(version):
+    is_loaded = "pyverbs.enums" in sys.modules  # which a second package would not get
+    if is_carried and not is_loaded and _load_from_places(version):
         import pyverbs.enums
     else:
         try:

@@ -94,6 +94,7 @@ class Node(Record, frozen=True, kw_only=True):
 
     host: str
     devices: list[Device]
+    rdma_core: str = ""  # whose is used and which, in words; "": none, or not known
     problem: str = ""  # why there are none, or why it could not be asked
 
 
@@ -127,6 +128,7 @@ class Facts(Record, frozen=True, kw_only=True):
     open_files_hard: int = -1  # -1: no limit
     modules: dict[str, str] = {}  # name: "there", "loadable", "absent"
     libraries: dict[str, str] = {}  # name: "" or the loader's words
+    rdma_core: str = ""  # whose is used and which, in words; "": not known
     pyverbs: str = ""  # where it is; "": cannot be imported
     pyverbs_error: str = ""
     devices: list[Device] = []

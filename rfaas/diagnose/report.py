@@ -26,6 +26,8 @@ def devices_table(nodes: Sequence[Node]) -> str:
         host = (node.host,) if lead else ()
         if node.problem:
             notes.append(f"{node.host}: {node.problem}")
+        if node.rdma_core:
+            notes.append(f"{node.host}: {node.rdma_core}")
         for device in node.devices:
             rows += [(*host, *row) for row in _device_rows(device)]
             gids += [(*host, *row) for row in _gid_rows(device)]

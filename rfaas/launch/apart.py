@@ -76,6 +76,7 @@ class WorkerApart(WorkerProcess):
             host=task.host,
             shares=shares,
             counts=task.counts,
+            turns=task.turns > 0,
         )
         # On one processor both cannot spin: the worker sleeps at once, its endpoint is hot.
         hot_timeout_ms = 0 if shares else task.hot_timeout_ms

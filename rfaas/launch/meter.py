@@ -30,11 +30,13 @@ class Meter:
 
     Args:
         by_page: whether its lanes' page and rings are what its function can write.
+        shares: whether some of its answers are none of calls: the processor was another's.
     """
 
-    def __init__(self, worker: WorkerProcess, *, by_page: bool) -> None:
+    def __init__(self, worker: WorkerProcess, *, by_page: bool, shares: bool = False) -> None:
         self._worker = worker
         self._by_page = by_page
+        self._shares = shares
         self._watched = Watched(worker.lanes, time.monotonic_ns())
         self._answered = [0] * worker.lanes
         self._asked = [0] * worker.lanes
@@ -91,7 +93,8 @@ class Meter:
             at = (worker.rings_fd, lane * worker.ring_bytes, worker.slots)
             self._answered[lane] = ring.answered(*at, self._answered[lane])
             self._asked[lane] = max(self._answered[lane], ring.asked(*at, self._asked[lane]))
-        return list(zip(self._answered, self._asked, strict=True))
+        answered = [0] * worker.lanes if self._shares else self._answered
+        return list(zip(answered, self._asked, strict=True))
 
 
 def processes_ns(pid: int) -> Iterator[int]:

@@ -28,7 +28,14 @@ from rfaas.core.supervisor import (
     Worker,
 )
 from rfaas.core.tokens import Claims
-from rfaas.errors import CapacityError, LibraryError, LibraryMissingError, PeerLostError, RfaasError
+from rfaas.errors import (
+    CapacityError,
+    LibraryError,
+    LibraryMissingError,
+    PeerLostError,
+    RfaasError,
+    UsageError,
+)
 from rfaas.launch.accounts import Accounts
 from rfaas.launch.apart import WorkerApart
 from rfaas.launch.keep import Keep, Owner
@@ -37,6 +44,7 @@ from rfaas.launch.libraries import Libraries
 from rfaas.launch.meter import Meter
 from rfaas.launch.node import PRIVATE, gpus_of, partners_of
 from rfaas.launch.output import Output, Outputs
+from rfaas.launch.turns import Turns
 from rfaas.launch.warm import Warm
 from rfaas.launch.workers import WorkerProcess, Zygote, crash_cause, exit_text
 from rfaas.launch.zygote import Started
@@ -49,7 +57,7 @@ from rfaas.proto.worker_messages import (
     SpawnWorker,
     WorkerDied,
 )
-from rfaas.sandbox import level
+from rfaas.sandbox import KEPT, level
 
 PART_TIMEOUT_S = 0.5  # for a worker to leave its lease, if it is to be kept; it takes milliseconds
 PATIENCE_MIN_S = 0.05  # between two looks at what is ending, even with no stop_grace_s
@@ -84,8 +92,9 @@ class Pool:
         self._cpus = cpus
         self._config = config
         self._clock = clock
-        self._supervisor = Supervisor(cpus, config.workers_crashed_max)
+        self._supervisor = Supervisor(cpus, config.workers_crashed_max)  # `offered` knows GPUs
         self._partners = partners_of(cpus)
+        self._turns = Turns()
         self._accounts = Accounts()
         self._node = zygote.node
         self._levels = Levels(zygote.node, {})
@@ -114,8 +123,10 @@ class Pool:
             GPU that `executor.gpus` names is not there.
         """
         self.gpus = {gpu.name: gpu for gpu in gpus_of(self._config)}
-        crashed_max = self._config.workers_crashed_max
-        self._supervisor = Supervisor(self._cpus, crashed_max, list(self.gpus))
+        config = self._config
+        self._supervisor = Supervisor(
+            self._cpus, config.workers_crashed_max, list(self.gpus), config.oversubscribe
+        )
         self._levels = Levels(self._node, await self._zygote.levels())
         # Its client is told with its lease; all others by our log.
         self._levels.tell(quiet=self._config.name == PRIVATE)
@@ -172,6 +183,11 @@ class Pool:
         if library_fd is None:
             raise LibraryMissingError(f"library {request.sha256[:12]} is not on this node; send it")
         lease = self._supervisor.live(request.lease)
+        if lease.claims.shared and lease.claims.isolation in KEPT:
+            raise UsageError(
+                f"level {lease.claims.isolation} has no leases that share processors",
+                hint="ask for isolation sandbox, or for a lease that does not share",
+            )
         while lease.worker is not None and lease.worker.state == "stopping":
             await self._wait_for_change(self._patience_s)
         worker = self._supervisor.start(request.lease)
@@ -179,7 +195,7 @@ class Pool:
         self._processes[worker.number] = process
         if transport == "verbs":
             process.account = self._accounts.open(host, len(lease.cpus))
-        if lease.gpus:  # a worker that was kept would hold them on, or have none
+        if lease.gpus or lease.claims.shared:  # it would hold them on, or be in others' way
             owner = owner._replace(keeps=False)
         ring_fed = transport != "verbs" or isinstance(process, WorkerApart)
         shape = _shape(request, lease, transport, ring_fed=ring_fed)
@@ -202,14 +218,16 @@ class Pool:
         task = LoadLibrary(
             ring_bytes=process.ring_bytes,
             cpus=lease.cpus,
-            hot_timeout_ms=request.hot_timeout_ms,
+            hot_timeout_ms=0 if lease.claims.shared else request.hot_timeout_ms,
             isolation=order.isolation,
             limits=order.limits,
             degrade=tuple(self._node.degrade.split()),
             transport=transport,
             host=host,
             counts=process.account.place if process.account is not None else None,
+            turns=len(lease.places) if lease.claims.shared else 0,
         )
+        process.turns = self._turns.open(lease.places) if task.turns else []
         try:
             kept = await self._keep.take(shape, owner, order)
             process.was_kept = kept is not None
@@ -251,14 +269,15 @@ class Pool:
         self, number: int, request: StartWorker, lease: LeaseOnNode, transport: str
     ) -> WorkerProcess:
         size = (len(lease.cpus), request.slots, request.slot_bytes)
+        shares = lease.claims.shared > 0  # what takes turns is the loop over a ring
         trusted = self._config.endpoint == "auto" and level(lease.claims.isolation).trusted
         process: WorkerProcess
-        if transport == "verbs" and not trusted:
+        if transport == "verbs" and (shares or not trusted):
             process = WorkerApart(number, *size, self._partners)
         else:
             process = WorkerProcess(number, *size)
         if not level(lease.claims.isolation).trusted:
-            process.meter = Meter(process, by_page=transport == "shm")
+            process.meter = Meter(process, by_page=transport == "shm", shares=shares)
         return process
 
     def process(self, lease: str) -> WorkerProcess | None:
@@ -327,6 +346,7 @@ class Pool:
             process.end_rings()
             await process.close()
         self._accounts.close()
+        self._turns.close()
         self.libraries.close()
         self.outputs.close()
 

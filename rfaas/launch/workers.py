@@ -234,6 +234,7 @@ class WorkerProcess:
         self.output: Output | None = None  # where what it writes goes, lent until it is gone
         self.spare: Spare | None = None  # the process that waited for this, or was kept
         self.was_kept = False
+        self.turns: list[int] = []  # of its lanes, until it has them
         self.functions: list[str] = []
         self.endpoint: Endpoint | None = None
         self.steps_ns: dict[str, int] = {}
@@ -278,6 +279,7 @@ class WorkerProcess:
         fds: list[int],
         died: Callable[[WorkerDied | None], None],
     ) -> None:
+        fds = [*fds, *self.turns]
         if self.spare is not None:
             self.pid, self._death, self._link, *_ = self.spare
         else:
@@ -296,6 +298,7 @@ class WorkerProcess:
         if self.output and self.output.fd >= 0 and self.spare is not None:  # it was kept
             fds = [*fds, self.output.fd]
         self._link.send(task, fds)
+        self._drop_turns()
         if self.output:
             self.output.started()
         while (message := await self._link.receive()) is not None:
@@ -407,6 +410,12 @@ class WorkerProcess:
             self._listening.cancel()
             await asyncio.gather(self._listening, return_exceptions=True)
 
+    def _drop_turns(self) -> None:
+        """A lock is held by whoever has its file open: from here on, the worker alone."""
+        turns, self.turns = self.turns, []
+        for fd in turns:
+            os.close(fd)
+
     def end_rings(self) -> None:
         """Tell whoever waits on the rings that nobody serves them any more."""
         for lane in range(self.lanes if self.rings_fd >= 0 else 0):
@@ -415,6 +424,7 @@ class WorkerProcess:
     async def close(self) -> None:
         """Let go of the memory and the link of a worker that is dead."""
         await self._stop_listening()
+        self._drop_turns()
         if self.account is not None:
             self.account.close()
             self.account = None

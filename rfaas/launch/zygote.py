@@ -14,16 +14,18 @@ import select
 import signal
 import socket
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import NamedTuple, NoReturn
 
 from rfaas import sandbox
 from rfaas.config import SandboxConfig
+from rfaas.control.carrier import SocketCarrier
 from rfaas.control.link import Link
 from rfaas.errors import PeerLostError, RfaasError, SystemCallError
 from rfaas.proto.messages import Error
 from rfaas.proto.worker_messages import (
+    WORKER_FDS_MAX,
     KillWorker,
     LevelsFound,
     LimitWorker,
@@ -34,6 +36,7 @@ from rfaas.proto.worker_messages import (
     WorkerLimited,
     WorkerSpawned,
 )
+from rfaas.sandbox import cgroups
 
 DESCRIPTORS_MAX = 4096  # where /proc does not say which are open; 1 ms
 
@@ -98,6 +101,7 @@ def serve(link: Link, worker_main: WorkerMain, node: SandboxConfig) -> None:
     try:
         link.send(LevelsFound(levels=found))
         while True:
+            cgroups.of_node().make_ready()
             poller.poll()
             with suppress(BlockingIOError):
                 os.read(wake_reader, 4096)
@@ -110,8 +114,9 @@ def serve(link: Link, worker_main: WorkerMain, node: SandboxConfig) -> None:
             worker.kill()
         for pid, worker in workers.items():
             worker.reaped(os.waitpid(pid, 0)[1], 0)
-        while strays := _strays(set()):  # as each ends, its children become ours
+        while strays := _strays({}):  # as each ends, its children become ours
             _end(strays)
+        cgroups.of_node().close()
 
 
 def _obey(link: Link, workers: Workers, worker_main: WorkerMain, node: SandboxConfig) -> None:
@@ -194,6 +199,7 @@ def _reap(link: Link, workers: Workers) -> None:
             cpu_ns = round((used.ru_utime + used.ru_stime) * 1e9)
             end = worker.reaped(status, cpu_ns)
             link.send(WorkerDied(pid=pid, status=end.status, why=end.why, cpu_ns=end.cpu_ns))
+        cgroups.of_node().clear()
 
 
 def _start_worker(
@@ -207,7 +213,8 @@ def _start_worker(
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             os.dup2(output_fd, 2)
-            worker_link = Link(socket.socket(fileno=os.dup(fd)), "the executor")
+            carrier = SocketCarrier(socket.socket(fileno=os.dup(fd)), WORKER_FDS_MAX)
+            worker_link = Link(carrier, "the executor")
             _close_all_but(worker_link.fileno())
             _become_child(parent, "rfaas-worker", signal.SIGKILL)
             prepare()
@@ -245,15 +252,20 @@ def _close_all_but(keep: int) -> None:
                 os.close(fd)
 
 
-def _strays(workers: Collection[int]) -> set[int]:
+def _strays(workers: Mapping[int, sandbox.Confined]) -> set[int]:
     """What dead workers have left behind: the kernel made it our child."""
     try:
         with open(f"/proc/self/task/{os.getpid()}/children") as children:
             ours = set(map(int, children.read().split()))
     except FileNotFoundError:  # a kernel built without CONFIG_PROC_CHILDREN
         return set()
-    # A worker leads a session: an orphan in that of a live one is that worker's business.
-    return {pid for pid in ours.difference(workers) if os.getsid(pid) not in workers}
+    # A worker leads a session: an orphan in that of a live one is that worker's business, and so
+    # is one in its control group.
+    return {
+        pid
+        for pid in ours.difference(workers)
+        if os.getsid(pid) not in workers and not any(one.has(pid) for one in workers.values())
+    }
 
 
 def _end(children: set[int]) -> None:

@@ -97,6 +97,17 @@ cdef class Lanes:
     def _lanes(self):
         return tuple(self.lanes)
 
+    def _defer(self, lane):
+        """Let calls find the other lanes first: results that nobody collected make room there."""
+        cdef Lane other
+        others = [one for one in self.lanes if one is not lane]
+        if 0 < len(others) < len(self.lanes):
+            self.lanes = [*others, lane]
+            for one in others:
+                other = <Lane>one
+                other.poll()
+                self.spill(other)
+
     cdef double limit_s(self, object timeout) except? -2.0:
         """The deadline in seconds, -1.0 for none."""
         cdef double limit = self.timeout_s if timeout is None else timeout

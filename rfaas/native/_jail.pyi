@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 NEWTIME: int
 NEWNS: int
@@ -8,7 +8,16 @@ NEWUSER: int
 NEWPID: int
 NEWNET: int
 
-def clone(namespaces: int, ready: int, go: int, status: int, user: int) -> int: ...
+def fork_into(group: int) -> int: ...
+def clone(
+    namespaces: int,
+    ready: int,
+    go: int,
+    status: int,
+    user: int,
+    group: int = -1,
+    enter: Callable[[bool], None] | None = None,
+) -> int: ...
 def become(user: int) -> None: ...
 def enter_root(paths: Sequence[str], devices: Sequence[str] = ()) -> None: ...
 def forget() -> None: ...

@@ -9,7 +9,8 @@ import os
 from rfaas import errors
 
 cdef extern from "jail.h" nogil:
-    int jail_clone(unsigned long namespaces)
+    int jail_clone(unsigned long namespaces, int group)
+    int jail_fork(int group)
     void jail_keep(int worker, int fd)
     int jail_root(const char **paths, size_t count, size_t devices, const char **what)
     void jail_forget()
@@ -17,6 +18,11 @@ cdef extern from "jail.h" nogil:
     int jail_landlock_abi()
     int jail_landlock(const char **devices, size_t count, const char **what)
     int jail_seccomp(int devices, const char **what)
+
+cdef extern from "Python.h":
+    void PyOS_BeforeFork()
+    void PyOS_AfterFork_Parent()
+    void PyOS_AfterFork_Child()
 
 cdef extern from "<poll.h>" nogil:
     struct pollfd:
@@ -44,20 +50,45 @@ NEWPID = 0x20000000
 NEWNET = 0x40000000
 
 
-def clone(unsigned long namespaces, int ready, int go, int status, int user):
+def fork_into(int group):
+    """os.fork(), with the child born in a control group of version 2: the descriptor of its folder.
+
+    Raises OSError where it cannot be born there.
+    """
+    PyOS_BeforeFork()
+    cdef int pid = jail_fork(group)
+    cdef int error = errno
+    if not pid:
+        PyOS_AfterFork_Child()
+        return 0
+    PyOS_AfterFork_Parent()
+    if pid < 0:
+        raise OSError(error, os.strerror(error))
+    return pid
+
+
+def clone(
+    unsigned long namespaces, int ready, int go, int status, int user, int group=-1, enter=None
+):
     """Two forks: an init in new namespaces and a session of its own, and in it the worker.
 
     Returns the init's process id to the caller, and 0 in the worker, once a byte came through the
-    pipe from `go` to `ready`: until then the caller maps users and joins control groups.  Both
-    then run as `user`, if that is not -1.  The init writes the worker's wait status to `status`
-    and ends with it; it ends with the caller, whenever that is.
+    pipe from `go` to `ready`: until then the caller maps users.  Both then run as `user`, if that
+    is not -1.  The init is born in the control group of version 2 whose folder `group` is, if it
+    can be, and first calls `enter` with whether it was.  It writes the worker's wait status to
+    `status` and ends with it; it ends with the caller, whenever that is.
 
     Raises OSError where the init cannot be had.
     """
     cdef int caller = os.pidfd_open(os.getpid())
-    cdef int pid = jail_clone(namespaces & ~<unsigned long>0x80)
+    cdef unsigned long flags = namespaces & ~<unsigned long>0x80
+    cdef bint born = group >= 0
+    cdef int pid = jail_clone(flags, group)
     cdef int worker = 0
     cdef const char *what = ""
+    if pid < 0 and born:
+        born = False
+        pid = jail_clone(flags, -1)
     cdef int error = errno
     if pid:
         os.close(caller)
@@ -67,6 +98,8 @@ def clone(unsigned long namespaces, int ready, int go, int status, int user):
     try:
         os.setsid()
         os.close(go)  # or the read would never hear that the caller is gone
+        if enter is not None:
+            enter(born)
         if not os.read(ready, 1):
             os._exit(71)
         if user >= 0:

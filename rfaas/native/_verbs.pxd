@@ -72,6 +72,7 @@ cdef extern from "verbs_window.h" nogil:
 
 cdef extern from "verbs_feed.h" nogil:
     struct verbs_feed:
+        int turns
         pass
     verbs_feed *verbs_feed_new(const ring_map *ring, int shares)
 

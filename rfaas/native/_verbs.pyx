@@ -240,9 +240,10 @@ cdef class WorkerLanes:
         self.notice_fd = -1
 
     def __init__(self, Library library, int rings_fd, uint64_t ring_bytes, int account_fd, cpus,
-                 long hot_timeout_ms, host, bytes secret, feed=None):
+                 long hot_timeout_ms, host, bytes secret, feed=None, bint turns=False):
         """Without a library, each write is answered by a bare one (bench), or, as `feed` says,
         taken to a worker over the rings: "apart" (it has other processors) or "together".
+        That one may answer that it is busy if it takes `turns` with others.
 
         Open a ring for each entry of `cpus`, as `_worker.WorkerLanes` does, register it with
         the device whose address is `host`, and listen there.
@@ -300,6 +301,7 @@ cdef class WorkerLanes:
                 one.feed = verbs_feed_new(&one.lane.ring, feed == "together")
                 if one.feed is NULL:
                     raise MemoryError
+                one.feed.turns = turns
                 one.lane.loop = verbs_feed_loop
                 one.lane.wake = verbs_feed_wake
             one.lane.hot_ticks = (

@@ -29,6 +29,7 @@ cdef extern from "window.h" nogil:
     enum: WAIT_DONE, WAIT_AGAIN, WAIT_ENDED, WAIT_INVALID
     enum: INLINE_BYTES_MAX
     enum: STATUS_OK, STATUS_FUNCTION_FAILED, STATUS_FUNCTION_UNKNOWN, STATUS_OUTPUT_TOO_LARGE
+    enum: STATUS_BUSY
 
     ctypedef struct window_call:
         uint32_t state

@@ -222,6 +222,10 @@ cdef object failed_call(Lane lane, uint32_t slot, object name):
             f"a slot holds {lane.w.ring.slot_bytes}",
             hint=f"lease with slot_bytes={call.detail} or more",
         )
+    if call.status == STATUS_BUSY:
+        busy = errors.BusyError(f"a call of {name} found its processor busy")
+        busy.lane = lane  # which is not the one to ask next
+        return busy
     return errors.ProtocolError(
         f"the worker refused a call of {name}: status {call.status}, detail {call.detail}"
     )

@@ -48,6 +48,7 @@ cdef extern from "lane.h" nogil:
         uint32_t function_count
         uint64_t hot_ticks
         int cpu
+        int turn_fd
         void (*loop)(worker_lane *lane) noexcept nogil
 
     uint64_t ns_to_ticks(uint64_t ns)
@@ -56,6 +57,7 @@ cdef extern from "lane.h" nogil:
     void ring_close(ring_map *ring)
     int ring_guard(const ring_map *ring)
     void lane_loop(worker_lane *lane)
+    void lane_loop_shared(worker_lane *lane)
     int lane_start(worker_lane *lane)
     void lane_stop(worker_lane *lane)
     void fault_report()
@@ -147,15 +149,20 @@ cdef class WorkerLanes:
     cdef ring_account *accounts
     cdef int count
     cdef Library library
+    cdef tuple turns
 
     def __init__(self, Library library, int rings_fd, uint64_t ring_bytes, int account_fd, cpus,
-                 long hot_timeout_ms):
+                 long hot_timeout_ms, turns=()):
         """Open a ring for each entry of `cpus`, one after another in `rings_fd`, and start its
-        thread, pinned to that processor (-1: anywhere)."""
+        thread, pinned to that processor (-1: anywhere).  `turns`, where there are any: the
+        descriptor of each one's lock, closed with the lanes."""
         cdef const char *what
         cdef int error, index
         ticks_calibrate()
         self.library = library
+        self.turns = tuple(turns)
+        if self.turns and len(self.turns) != len(cpus):
+            raise errors.ProtocolError(f"{len(turns)} locks cannot be, for {len(cpus)} lanes")
         self.lanes = <worker_lane *>calloc(len(cpus), sizeof(worker_lane))
         self.accounts = <ring_account *>mmap(
             NULL, 64 * len(cpus), PROT_READ | PROT_WRITE, MAP_SHARED, account_fd, 0
@@ -175,7 +182,8 @@ cdef class WorkerLanes:
             lane.account = &self.accounts[index]
             lane.functions = library.functions
             lane.function_count = library.count
-            lane.loop = lane_loop
+            lane.loop = lane_loop_shared if self.turns else lane_loop
+            lane.turn_fd = self.turns[index] if self.turns else -1
             lane.cpu = cpus[index]
             lane.hot_ticks = (
                 HOT_ALWAYS if hot_timeout_ms < 0 else ns_to_ticks(hot_timeout_ms * 1_000_000)
@@ -200,5 +208,8 @@ cdef class WorkerLanes:
             ring_close(&self.lanes[index].ring)  # SAFETY: its thread is gone, nobody else maps it
         if self.lanes is not NULL:
             munmap(self.accounts, 64 * self.count)
+        for fd in self.turns:
+            os.close(fd)
+        self.turns = ()
         free(self.lanes)
         self.lanes, self.accounts, self.count = NULL, NULL, 0

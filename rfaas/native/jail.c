@@ -35,6 +35,10 @@
 #ifndef SYS_close_range
 #define SYS_close_range 436
 #endif
+#ifndef SYS_clone3
+#define SYS_clone3 435
+#endif
+#define INTO_CGROUP 0x200000000ULL /* CLONE_INTO_CGROUP, clone(2) */
 #define ATTR_RDONLY 0x1
 #define ATTR_NOSUID 0x2
 #define ATTR_NODEV 0x4
@@ -65,7 +69,16 @@ static int failed(const char **what, const char *step) {
     return -1;
 }
 
-pid_t jail_clone(unsigned long namespaces) {
+struct clone_arguments { /* clone_args of linux/sched.h, Linux 5.7 */
+    uint64_t flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid,
+        set_tid_size, cgroup;
+};
+
+pid_t jail_clone(unsigned long namespaces, int group) {
+    const struct clone_arguments born = {
+        .flags = namespaces | INTO_CGROUP, .exit_signal = SIGCHLD, .cgroup = (uint64_t)group};
+    if (group >= 0)
+        return (pid_t)syscall(SYS_clone3, &born, sizeof born);
 #if defined(__x86_64__) || defined(__aarch64__)
     return (pid_t)syscall(SYS_clone, namespaces | SIGCHLD, 0, 0, 0, 0);
 #else
@@ -73,6 +86,29 @@ pid_t jail_clone(unsigned long namespaces) {
     errno = ENOSYS;
     return -1;
 #endif
+}
+
+pid_t jail_fork(int group) {
+    struct clone_arguments born = {
+        .flags = INTO_CGROUP | CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID,
+        .exit_signal = SIGCHLD,
+        .cgroup = (uint64_t)group,
+    };
+    int *tid = NULL;
+    void *robust = NULL;
+    size_t size = 0;
+    /* Where glibc has the thread's number, which it does not ask the kernel for: fork(3) has the
+     * kernel write it as well.  Another libc may have something else there. */
+    if (prctl(PR_GET_TID_ADDRESS, &tid) || !tid || *tid != (int)syscall(SYS_gettid)) {
+        errno = ENOSYS;
+        return -1;
+    }
+    born.child_tid = (uint64_t)(uintptr_t)tid;
+    const int has_list = !syscall(SYS_get_robust_list, 0, &robust, &size);
+    const pid_t pid = (pid_t)syscall(SYS_clone3, &born, sizeof born);
+    if (!pid && has_list)
+        syscall(SYS_set_robust_list, robust, size); /* the kernel hands none down */
+    return pid;
 }
 
 void jail_keep(pid_t worker, int fd) {

@@ -9,9 +9,14 @@
 #include <stddef.h>
 #include <sys/types.h>
 
-/* fork(2) into new namespaces: CLONE_NEW*, less CLONE_NEWTIME.  The child is a copy for native
- * code and for one more fork(3), nothing else: glibc does not know of it. */
-pid_t jail_clone(unsigned long namespaces);
+/* fork(2) into new namespaces: CLONE_NEW*, less CLONE_NEWTIME; and, unless `group` is -1, born in
+ * the control group of version 2 whose folder that descriptor is (Linux 5.7).  The child is a copy
+ * for native code and for one more fork(3), nothing else: glibc does not know of it. */
+pid_t jail_clone(unsigned long namespaces, int group);
+
+/* fork(3) of a process with one thread, born in such a group.  Handlers of pthread_atfork(3) are
+ * not called.  ENOSYS: this libc or kernel cannot. */
+pid_t jail_fork(int group);
 
 /* The init of a process namespace, for ever: reap until `worker` has ended, write its wait
  * status to `fd` and exit, which ends all that is left in here. */

@@ -9,6 +9,7 @@
 
 #include <errno.h>
 #include <sched.h>
+#include <sys/file.h>
 
 /* Sleep until the client announces something.  The order "say that we sleep, fence, look
  * again" pairs with the client's "announce, fence, look who sleeps". */
@@ -57,8 +58,10 @@ static int lane_wait(worker_lane *lane, const ring_cell *cell, uint32_t seq, lan
     }
 }
 
-static inline void lane_serve(worker_lane *lane, const ring_cell *cell, uint32_t index,
-                              lane_times *times) {
+/* `shared` is a constant: the loop of a lane that owns its processor has nothing of it. */
+__attribute__((always_inline)) static inline void
+lane_serve(worker_lane *lane, const ring_cell *cell, uint32_t index, lane_times *times,
+           const int shared) {
     const ring_map *ring = &lane->ring;
     /* Each word is read once: what was checked is what is used, whatever the client writes. */
     const uint32_t seq = index + 1, imm = load_relaxed(&cell->imm);
@@ -79,6 +82,8 @@ static inline void lane_serve(worker_lane *lane, const ring_cell *cell, uint32_t
         const uint64_t before = ticks();
         line->busy_since_ns = times->start_ns + ticks_to_ns(before - times->start);
         result = lane_call(lane, function, input, size, output, (uint32_t)ring->slot_bytes);
+        if (shared) /* before the answer: who has it may find the processor free */
+            flock(lane->turn_fd, LOCK_UN);
         line->calls++; /* before the answer: what a client has seen is counted */
         line->failed += result.status != STATUS_OK;
         if (result.size <= INLINE_BYTES_MAX)
@@ -119,7 +124,38 @@ void lane_loop(worker_lane *lane) {
         const ring_cell *cell = &lane->ring.requests[index & lane->ring.mask];
         if (!cell_ready(cell, index + 1) && !lane_wait(lane, cell, index + 1, &times))
             break;
-        lane_serve(lane, cell, index, &times);
+        lane_serve(lane, cell, index, &times, 0);
+    }
+}
+
+/* Turn a request away: nothing of it is run, and its client asks again. */
+static void lane_refuse(worker_lane *lane, const ring_cell *cell, uint32_t index,
+                        lane_times *times) {
+    const ring_map *ring = &lane->ring;
+    const uint32_t slot = imm_slot(load_relaxed(&cell->imm));
+    lane->account->busy++; /* before the answer, as calls are */
+    cell_put(&ring->responses[index & ring->mask], index + 1,
+             imm_make(slot, STATUS_BUSY, FLAG_INLINE), 0, 0);
+    times->last_call = ticks();
+    wake_if_asleep(&ring->header->client_sleeps);
+    lane_account(lane, times, times->last_call);
+}
+
+void lane_loop_shared(worker_lane *lane) {
+    uint32_t index = lane->ring.header->first;
+    lane_times times = {.start = ticks(), .start_ns = monotonic_ns()};
+    times.last_call = times.start;
+    for (;; index++) {
+        const ring_cell *cell = &lane->ring.requests[index & lane->ring.mask];
+        if (!cell_ready(cell, index + 1) && !lane_wait(lane, cell, index + 1, &times))
+            break;
+        if (flock(lane->turn_fd, LOCK_EX | LOCK_NB)) {
+            lane_refuse(lane, cell, index, &times);
+            continue;
+        }
+        lane_serve(lane, cell, index, &times, 1);
+        /* What lane_serve refused had no call after which the lock was given up. */
+        flock(lane->turn_fd, LOCK_UN);
     }
 }
 

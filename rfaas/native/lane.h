@@ -25,6 +25,7 @@ struct worker_lane {
     uint32_t stop;
     uint64_t hot_ticks; /* HOT_ALWAYS, 0: sleep at once, else ticks since the last call */
     int cpu;            /* to be pinned to; -1: anywhere */
+    int turn_fd;        /* the lock of its processor, for lane_loop_shared; else unused */
     int started;
     pthread_t thread;
     void (*loop)(worker_lane *lane); /* what its thread runs, until `stop` is set */
@@ -32,6 +33,7 @@ struct worker_lane {
 };
 
 void lane_loop(worker_lane *lane); /* calls come over the ring: the client, or what feeds it */
+void lane_loop_shared(worker_lane *lane); /* the same on a processor that other workers share */
 
 /* From now on a crash of this process says at which address; fault_stack: of this thread, also
  * where its own stack is full; fault_unstack: as this thread ends. */

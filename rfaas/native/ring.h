@@ -32,7 +32,7 @@
 #define SLOT_BYTES_MAX (1ull << 31)
 
 enum { STATUS_OK, STATUS_FUNCTION_FAILED, STATUS_FUNCTION_UNKNOWN, STATUS_OUTPUT_TOO_LARGE,
-       STATUS_REQUEST_INVALID, STATUS_WORKER_CRASHED };
+       STATUS_REQUEST_INVALID, STATUS_WORKER_CRASHED, STATUS_BUSY };
 enum { RING_STARTING, RING_SERVING, RING_ENDED };
 
 #define LIKELY(x) __builtin_expect(!!(x), 1)
@@ -60,7 +60,7 @@ typedef struct {
 } LINE_ALIGNED ring_cell;
 
 typedef struct {
-    uint64_t calls, failed, executing_ns, polling_ns, sleeping_ns, wakeups, busy_since_ns, unused;
+    uint64_t calls, failed, executing_ns, polling_ns, sleeping_ns, wakeups, busy_since_ns, busy;
 } LINE_ALIGNED ring_account;
 
 /* A mapped ring and its geometry, private to the side that mapped it. */

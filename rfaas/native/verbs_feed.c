@@ -98,12 +98,15 @@ static inline void answer(verbs_lane *v, const ring_cell *cell, lane_times *time
     const uint64_t now = times->last_call = ticks();
     times->executing += now - feed->since;
     feed->since = now;
-    line->calls++; /* before the answer: what a client has seen is counted */
-    line->failed += status != STATUS_OK;
     line->busy_since_ns = feed->in_flight ? times->start_ns + ticks_to_ns(now - times->start) : 0;
-    if (UNLIKELY(status != STATUS_OK)) {
+    if (UNLIKELY(status != STATUS_OK)) { /* counted before the answer: what a client has seen is */
+        const uint64_t is_call = status != STATUS_BUSY || !feed->turns;
+        line->calls += is_call;
+        line->failed += is_call;
+        line->busy += !is_call;
         write_failure(v, slot, status, size, load_relaxed(&cell->detail));
     } else {
+        line->calls++;
         const uint8_t *data = ring_output(ring, slot);
         if (is_inline && size <= v->link.inline_max) { /* the lines are here already */
             data = cell->data0;

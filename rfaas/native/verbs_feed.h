@@ -23,6 +23,7 @@ typedef struct verbs_feed {
     uint32_t next_request, next_response; /* indices of cells, modulo 2^32 */
     uint32_t in_flight;                   /* calls at the worker */
     int shares;            /* its processor is the worker's: give way while that one calls */
+    int turns;             /* its worker takes turns with others', and may say that it is busy */
     int nonsense;          /* the worker answered what it was never asked */
     uint64_t since;        /* ticks since the worker is busy, or since its last answer */
     uint8_t small[INLINE_BYTES_MAX] LINE_ALIGNED; /* a result of two lines, joined */

@@ -45,7 +45,7 @@ from msgspec import Meta, Struct
 from rfaas import __version__
 from rfaas.proto.wire import SECRET_BYTES
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 FRAME_BYTES_MAX = 64 * 1024
 LIBRARY_PART_BYTES_MAX = 48 * 1024  # leaves room for the frame's other fields
 LIBRARY_LENT_BYTES_MAX = 1024 * 1024  # of a part over RDMA, locked in memory at either end
@@ -139,6 +139,7 @@ class RequestLease(Message, frozen=True):
     gpus: Gpus = 0
     placement: Literal["pack", "spread", "node"] = "pack"
     wait_s: Seconds = 0.0
+    shared: bool = False  # with leases that say so too
 
 
 class LeasePart(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -221,6 +222,7 @@ class Usage(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     calls: Count = 0
     failed: Count = 0
     gpu_ns: Count = 0
+    busy: Count = 0  # requests turned away: the processor was another lease's
 
 
 # Nodes -------------------------------------------------------------------
@@ -237,6 +239,7 @@ class JoinNode(Message, frozen=True):
     isolation: Annotated[tuple[Name, ...], Meta(max_length=16)]
     leases: Annotated[tuple[LeaseId, ...], Meta(max_length=LEASES_PER_JOIN_MAX)] = ()
     gpus: Gpus = 0
+    oversubscribe: Annotated[int, Meta(ge=1, le=64)] = 1
 
 
 class NodeJoined(Message, frozen=True):
@@ -274,6 +277,8 @@ class NodeReport(Struct, frozen=True, kw_only=True):
     beat_age_s: float
     gpus: int = 0
     gpus_free: int = 0
+    shared: int = 0  # cores of leases that share
+    shared_free: int = 0
 
 
 class LeaseReport(Struct, frozen=True, kw_only=True):
@@ -288,6 +293,7 @@ class LeaseReport(Struct, frozen=True, kw_only=True):
     remaining_s: float
     usage: Usage = Usage()
     gpus: int = 0
+    shared: bool = False
 
 
 class ListNodes(Message, frozen=True):

@@ -91,6 +91,7 @@ ACCOUNT_POLLING_NS = 24
 ACCOUNT_SLEEPING_NS = 32
 ACCOUNT_WAKEUPS = 40
 ACCOUNT_BUSY_SINCE_NS = 48  # CLOCK_MONOTONIC when the running call began, 0 between calls
+ACCOUNT_BUSY = 56  # requests that were turned away; they are no calls
 ACCOUNT_LANE_BYTES = LINE_BYTES
 
 
@@ -103,6 +104,7 @@ class Status(IntEnum):
     OUTPUT_TOO_LARGE = 3  # detail: the size that the function reported
     REQUEST_INVALID = 4  # slot or size out of bounds; detail: that number
     WORKER_CRASHED = 5  # over RDMA, from an endpoint: its worker died before it answered
+    BUSY = 6  # another lease has the processor: nothing was run, and may be asked for again
 
 
 class RingState(IntEnum):

@@ -9,8 +9,9 @@ As those in messages.py, which has all that a node hears from outside.
                             StopProcess       ProcessStopped
                             KillWorker        (notice)
     zygote -> executor      WorkerDied        (notice)
-    executor -> worker      LoadLibrary       LibraryLoaded... (with three descriptors; to one
-                                              that was kept with a fourth: its new stderr)
+    executor -> worker      LoadLibrary       LibraryLoaded... (with three descriptors, and those
+                                              of `turns`; to one that was kept with one more:
+                                              its new stderr)
                             LeaveLanes        LanesLeft
     executor -> endpoint    ServeRings        RingsServed (with two descriptors)
 """
@@ -22,6 +23,9 @@ from typing import Annotated
 from msgspec import Meta, Struct, field
 
 from rfaas.proto.messages import Bytes, Count, Endpoint, ImageName, Message, Name, Text
+
+TURNS_MAX = 128  # lanes of a worker that shares processors; scm(7) takes 253 descriptors at once
+WORKER_FDS_MAX = 4 + TURNS_MAX  # of LoadLibrary
 
 
 class Limits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -65,6 +69,7 @@ class LoadLibrary(Message, frozen=True):
     """To a new worker: what to serve.  Descriptors: library, rings, accounting page.
 
     Ring i starts at `i * ring_bytes` and is served by a thread on `cpus[i]` (-1: anywhere).
+    Where it shares processors, `turns` more descriptors follow: the lock for each thread.
     Over `verbs`, the worker listens for the client at `host` and adds what it counts at `counts`.
     `degrade` names the parts of its level that may be missing here.
     """
@@ -78,6 +83,7 @@ class LoadLibrary(Message, frozen=True):
     transport: Name = "shm"
     host: Annotated[str, Meta(max_length=255)] = ""
     counts: Endpoint | None = None
+    turns: Annotated[int, Meta(ge=0, le=TURNS_MAX)] = 0
 
 
 class LeaveLanes(Message, frozen=True):
@@ -115,7 +121,8 @@ class ServeRings(Message, frozen=True):
     """To a new process: be the endpoint of a worker.  Descriptors: rings, accounting page.
 
     Ring i starts at `i * ring_bytes` and is fed by a thread on `cpus[i]` (-1: anywhere), which
-    gives way while the worker calls if it `shares` that one's processor.
+    gives way while the worker calls if it `shares` that one's processor.  Where the worker takes
+    `turns` with those of other leases, it may answer that it is busy.
     """
 
     ring_bytes: Count
@@ -124,6 +131,7 @@ class ServeRings(Message, frozen=True):
     host: Annotated[str, Meta(max_length=255)]
     shares: bool
     counts: Endpoint | None = None
+    turns: bool = False
 
 
 class RingsServed(Message, frozen=True):

@@ -103,6 +103,7 @@ class Executor:
             cores=cores,
             memory_bytes=memory_of(config),
             isolation=(),  # the zygote says it
+            oversubscribe=config.oversubscribe,
         )
         welcome = m.Welcome(version=m.PROTOCOL_VERSION, role="executor", name=config.name)
         self._welcome = welcome

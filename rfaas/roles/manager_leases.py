@@ -119,6 +119,13 @@ class Leases:
         state.tick()
         state.commits.soon()
 
+    def withdraw(self, peer: Peer) -> None:
+        """A link has ended: its requests leave the queue, before what it frees is lent anew."""
+        waiting = self._state.waiting
+        for lease in [lease for lease, (_, asker) in waiting.items() if asker is peer]:
+            del waiting[lease]
+            self._state.ledger.cancel(lease)
+
     def terminating(self, lease: Lease) -> None:
         """Tell of a lease that it will end soon; its executor tells its client."""
         state = self._state

@@ -51,6 +51,7 @@ class Nodes:
             live=asked.leases,
             now_s=state.now_s(),
             gpus=asked.gpus,
+            oversubscribe=asked.oversubscribe,
         )
         if asked.node in state.executors and state.executors[asked.node] is not peer:
             log.warning("node %s joined on a second link, the first counts no more", asked.node)
@@ -67,6 +68,7 @@ class Nodes:
             key=known.key if known and again else state.random_bytes(tokens.KEY_BYTES),
             draining=known is not None and known.draining,
             gpus=asked.gpus,
+            oversubscribe=asked.oversubscribe,
         )
         state.keeper.mark_node(node)
         state.emit("node-joined", node=asked.node)

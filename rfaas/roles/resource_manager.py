@@ -125,6 +125,7 @@ class ResourceManager:
                 await asyncio.sleep(0)  # who never stops asking must not keep others waiting
         finally:
             log.debug("link %s of %s %s ended", link.peer, hello.role, hello.name)
+            self.leases.withdraw(peer)
             for task in tuple(peer.waits):
                 task.cancel()
             if not self._stopping:

@@ -101,12 +101,14 @@ def _load(link: Link, task: LoadLibrary, kept: Loaded | None) -> tuple[Loaded, S
     steps = _Steps()
     fds = link.take_fds()
     library_fd, rings_fd, account_fd = fds[:3]
+    turns = tuple(fds[3 : 3 + task.turns])  # the lanes' from here on
+    del fds[3 : 3 + task.turns]
     for output_fd in fds[3:]:
         os.dup2(output_fd, 2)
         os.dup2(output_fd, 1)
     loaded = kept or _load_library(task, library_fd, steps)
     try:
-        lanes = serve(task, loaded.library, rings_fd, account_fd)
+        lanes = serve(task, loaded.library, rings_fd, account_fd, turns)
     except SystemCallError as error:
         hint = error.hint or _lanes_hint(rings_fd, len(task.cpus))
         raise SystemCallError(error.text, hint=hint) from None

@@ -59,6 +59,9 @@ class Confined(Protocol):
             SystemCallError: the level cannot, or the worker is not alone.
         """
 
+    def has(self, pid: int) -> bool:
+        """Whether an orphan that has come to the zygote is of its making, as far as is known."""
+
     def go_on(self) -> None:
         """Let one that was stopped run again; nothing where it was not.  OSError: it is gone."""
 

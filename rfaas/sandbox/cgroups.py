@@ -12,12 +12,15 @@ import errno
 import functools
 import os
 import re
+import signal
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from itertools import count
 from typing import NamedTuple
 
+from rfaas.errors import SystemCallError
+from rfaas.native import _jail
 from rfaas.paths import system_text
 from rfaas.proto.worker_messages import Lack, Limits
 
@@ -85,15 +88,56 @@ class Group:
             self._write("cpuset", "cpuset.cpus", ",".join(map(str, sorted(cpus))))
 
     def join(self, pid: int) -> None:
-        """Put a process in.  Raises OSError."""
+        """Put a process in; after a pause the kernel takes 7 to 40 ms for it.  Raises OSError."""
         for folder in self._made:
             _write(f"{folder}/cgroup.procs", pid)
 
+    def fork(self) -> tuple[int, bool]:
+        """os.fork(), and whether the child was born in the group of version 2; it has to `enter`.
+
+        Raises OSError where it cannot be forked.
+        """
+        fd = self.birth_fd()
+        try:
+            return (_jail.fork_into(fd), True) if fd >= 0 else (os.fork(), False)
+        except OSError:  # before Linux 5.7, or another libc; if no process can be had, once more
+            return os.fork(), False
+        finally:
+            if fd >= 0:
+                os.close(fd)
+
+    def birth_fd(self) -> int:
+        """A descriptor of the group of version 2 to be born in, the caller's; -1: there is none."""
+        if not (folder := self._folders.get("kill")):
+            return -1
+        return os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def enter(self, *, born: bool) -> None:
+        """Put the calling process in, which has one thread.  Raises OSError.
+
+        A thread that moves itself needs nobody to hold still: what makes `join` wait for all
+        processors is that no other one may fork meanwhile.
+
+        Args:
+            born: whether it was born in the group of version 2.
+        """
+        for folder in self._made:
+            if folder != self._folders.get("kill"):
+                _write(f"{folder}/tasks", 0)
+            elif not born:
+                _write(f"{folder}/cgroup.procs", 0)
+
+    def processes(self) -> set[int]:
+        """All that is in them."""
+        try:
+            return set(map(int, _read(f"{self._made[0]}/cgroup.procs").split()))
+        except (OSError, IndexError):
+            return set()
+
     def kill(self) -> None:
-        """Kill all that is in them, where the kernel can."""
-        if folder := self._folders.get("kill"):
-            with suppress(OSError):
-                _write(f"{folder}/cgroup.kill", 1)
+        """Kill all that is in them."""
+        best = [self._folders[key] for key in ("kill", "pids") if key in self._folders]
+        any(_kill(folder) for folder in dict.fromkeys([*best, *self._made]))
 
     def reached(self, limits: Limits) -> str:
         """Which limit its processes ran into, in words, or ""."""
@@ -121,12 +165,16 @@ class Group:
         except OSError:
             return 0
 
-    def remove(self) -> None:
-        """Remove them; what is still busy is left to `sweep`."""
+    def remove(self) -> bool:
+        """Remove them; whether none is left that has a process, to be removed later."""
+        left = []
         for folder in self._made:
-            with suppress(OSError):
+            try:
                 os.rmdir(folder)
-        self._made = []
+            except OSError as error:
+                left += [folder] if error.errno == errno.EBUSY else []
+        self._made = left
+        return not left
 
     def _write(self, controller: str, key: str, value: object) -> None:
         _write(f"{self._folders[controller]}/{key}", value)
@@ -144,13 +192,53 @@ class Groups:
             self.places = Places({}, {})
             self.why = self.why or f"they cannot be named: {system_text(error)}"
         self._numbers = count(1)
+        self._leaving: list[Group] = []
+        self._ready: Group | None = None  # made ahead of demand: it takes half a millisecond
         sweep(self.places)
 
     def make(self) -> Group | None:
         """A new group, or None where there can be none."""
-        if not self.places.folders:
-            return None
-        return Group(self.places, f"{self._name}{next(self._numbers)}")
+        group, self._ready = self._ready, None
+        if group is None and self.places.folders:
+            group = Group(self.places, f"{self._name}{next(self._numbers)}")
+        return group
+
+    def make_ready(self) -> None:
+        """Have one ready for the next `make`, which tells why there is none."""
+        with suppress(OSError):
+            self._ready = self.make()
+
+    def limited(self, limits: Limits, cpus: Sequence[int]) -> Group | None:
+        """The same, with its limits.
+
+        Raises:
+            SystemCallError: none can be made, though some could.
+        """
+        group = None
+        try:
+            group = self.make()
+            if group is not None:
+                group.limit(limits, cpus)
+        except OSError as error:
+            if group is not None:
+                group.remove()
+            raise SystemCallError(f"cannot limit a worker: {system_text(error)}") from None
+        return group
+
+    def remove(self, group: Group) -> None:
+        """Remove the group of a worker that is gone: now, or once what it started is gone, too."""
+        self._leaving.append(group)
+        self.clear()
+
+    def close(self) -> None:
+        """Remove what can be."""
+        if self._ready is not None:
+            self.remove(self._ready)
+        self.clear()
+
+    def clear(self) -> None:
+        """A process has ended: remove what is empty by now."""
+        self._leaving = [group for group in self._leaving if not group.remove()]
 
 
 @functools.cache
@@ -221,7 +309,7 @@ def name_of(zygote: int) -> str:
 def sweep(places: Places, name: str = "") -> bool:
     """Remove empty groups of ours: those whose name begins so, or by default all that are old.
 
-    Returns whether one is left that is not empty yet.
+    Returns whether one is left that is not empty yet; what is in one of that name is killed.
     """
     busy = False
     for folder in set(places.folders.values()):
@@ -234,8 +322,26 @@ def sweep(places: Places, name: str = "") -> bool:
                     if name or time.time() - os.stat(path).st_ctime > STALE_S:
                         os.rmdir(path)
                 except OSError as error:
-                    busy = busy or error.errno == errno.EBUSY
+                    if error.errno == errno.EBUSY:
+                        busy = True
+                        if name:
+                            _kill(path)
     return busy
+
+
+def _kill(folder: str) -> bool:
+    """Kill all that is in a group of ours; whether the kernel did it, at one blow."""
+    with suppress(OSError):
+        _write(f"{folder}/cgroup.kill", 1)
+        return True
+    # Version 1, or before Linux 5.14.
+    with suppress(OSError):  # or what is born meanwhile would live
+        _write(f"{folder}/pids.max", 0)
+    with suppress(OSError):
+        for pid in set(map(int, _read(f"{folder}/cgroup.procs").split())) - {0}:
+            with suppress(ProcessLookupError):  # 0: one outside of our process namespace
+                os.kill(pid, signal.SIGKILL)
+    return False
 
 
 def _own_groups() -> dict[str, str]:

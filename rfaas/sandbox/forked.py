@@ -1,14 +1,20 @@
-"""A worker that is a plain child of the zygote, and leads a session of its own."""
+"""A worker that is a plain child of the zygote, and leads a session of its own.
+
+Where it has a control group, it is in there before it does anything else: born in that of
+version 2, and entering those of version 1 by itself, neither of which makes the kernel wait.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from rfaas.sandbox import gpus, stopping
+from rfaas.errors import SystemCallError
+from rfaas.paths import system_text
+from rfaas.sandbox import cgroups, gpus, stopping
 from rfaas.sandbox.end import End
 
 if TYPE_CHECKING:
@@ -19,24 +25,36 @@ if TYPE_CHECKING:
 class Forked:
     """See `sandbox.Confined`."""
 
-    cpu_file = ""
-
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, group: cgroups.Group | None, limits: Limits) -> None:
         self.pid = pid
+        self.cpu_file = group.cpu_file if group is not None else ""
+        self._group = group
+        self._limits = limits
         self._stopped = False
 
     def kill(self) -> None:
-        """Kill it and its group; what has left the group is the zygote's to find."""
+        """Kill it and its groups; what has left those is the zygote's to find."""
+        if self._group is not None:
+            self._group.kill()
         for kill in (os.kill, os.killpg):
             with suppress(ProcessLookupError):
                 kill(self.pid, signal.SIGKILL)
 
     def limit(self, limits: Limits, cpus: Sequence[int]) -> None:
-        """Nothing: it limits itself when it gets its task."""
+        """All that it starts; itself it limits when it gets its task."""
+        self._limits = limits
+        if self._group is not None:
+            self._group.limit(limits, cpus)
 
     def stop(self) -> tuple[int, int]:
         self._stopped = True
-        return stopping.stop(self.pid)
+        found = stopping.stop(self.pid)
+        if self._group is not None and (others := self._group.processes() - {self.pid}):
+            raise SystemCallError(f"its group has {len(others)} processes beside it")
+        return found
+
+    def has(self, pid: int) -> bool:
+        return self._group is not None and pid in self._group.processes()
 
     def go_on(self) -> None:
         if self._stopped:
@@ -44,13 +62,37 @@ class Forked:
             os.kill(self.pid, signal.SIGCONT)
 
     def reaped(self, status: int, cpu_ns: int) -> End:
-        return End(status, cpu_ns=cpu_ns)
+        if self._group is None:
+            return End(status, cpu_ns=cpu_ns)
+        end = End(status, self._group.reached(self._limits), max(cpu_ns, self._group.cpu_ns()))
+        cgroups.of_node().remove(self._group)
+        return end
 
 
-def fork(birth: Birth) -> Forked:
-    """Fork the worker.  Raises OSError where it cannot be."""
+def fork(
+    birth: Birth,
+    group: cgroups.Group | None = None,
+    failed: Callable[[SystemCallError], None] = lambda _: None,
+) -> Forked:
+    """Fork the worker, into `group` if it is to have one.
+
+    Args:
+        failed: called in the worker where it cannot enter its group.
+
+    Raises:
+        OSError: it cannot be forked.
+    """
     parent = os.getpid()
-    pid = os.fork()
+    pid, born = group.fork() if group is not None else (os.fork(), False)
+
+    def prepare() -> None:
+        try:
+            if group is not None:
+                group.enter(born=born)
+        except OSError as error:
+            failed(SystemCallError(f"cannot limit a worker: {system_text(error)}"))
+        gpus.see(birth.order.gpus, alone=False)
+
     if not pid:
-        birth.run(parent, lambda: gpus.see(birth.order.gpus, alone=False))
-    return Forked(pid)
+        birth.run(parent, prepare)
+    return Forked(pid, group, birth.order.limits)

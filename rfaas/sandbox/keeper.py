@@ -27,7 +27,6 @@ from rfaas.control.link import Link
 from rfaas.core.elf import ExportedFunction, read_functions
 from rfaas.errors import PeerLostError, RfaasError, SystemCallError
 from rfaas.native._worker import adopt_orphans, die_with_parent
-from rfaas.paths import system_text
 from rfaas.proto.codec import names_page
 from rfaas.proto.messages import Error
 from rfaas.proto.worker_messages import LibraryLoaded, LoadLibrary, WorkerDied
@@ -94,6 +93,10 @@ class Kept:
     def stop(self) -> tuple[int, int]:
         raise SystemCallError("what is in its container serves one lease")
 
+    def has(self, pid: int) -> bool:
+        """Orphans come to it."""
+        return False
+
     def go_on(self) -> None:
         """Nothing: it is never stopped."""
 
@@ -104,7 +107,7 @@ class Kept:
             why = self._group.reached(self._limits)
             self._group.kill()  # where the keeper was killed itself
             cpu_ns = self._group.cpu_ns()
-            self._group.remove()
+            cgroups.of_node().remove(self._group)
         return End(status, why, cpu_ns)
 
 
@@ -119,12 +122,7 @@ def start(birth: Birth, prepare: Callable[[cgroups.Group | None], None]) -> Kept
         SystemCallError: no control group can be made, though some can.
     """
     limits = birth.order.limits
-    try:
-        group = cgroups.of_node().make()
-        if group is not None:
-            group.limit(limits, birth.order.cpus)
-    except OSError as error:
-        raise SystemCallError(f"cannot limit a worker: {system_text(error)}") from None
+    group = cgroups.of_node().limited(limits, birth.order.cpus)
     # Blocked until it is ready to hear: an order to stop that comes early is kept.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     zygote = os.getpid()

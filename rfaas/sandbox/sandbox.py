@@ -6,8 +6,8 @@ needs.  Control groups limit all that it starts, as far as they can be written; 
 of it ends with the init of its process namespace.
 
     zygote                      init (1)                    worker (2)
-    clone into namespaces  ->   a session; waits
-    map its user, join groups
+    clone into namespaces  ->   a session; enters its groups; waits
+    map its user
     a byte                 ->   becomes that user
                                 fork                   ->   empty root, no capability, Landlock,
                                 waits for the worker        seccomp; its task; limits; the library
@@ -98,6 +98,10 @@ class Jailed:
             raise SystemCallError(f"its sandbox has {len(others)} processes beside it")
         return found
 
+    def has(self, pid: int) -> bool:
+        """Orphans come to its init."""
+        return False
+
     def go_on(self) -> None:
         # Until its init is reaped, which is our child, the number can only be the worker's.
         if not self._stopped:
@@ -114,7 +118,7 @@ class Jailed:
         if self._group is not None:
             why = self._group.reached(self._limits)
             cpu_ns = max(cpu_ns, self._group.cpu_ns())
-            self._group.remove()
+            cgroups.of_node().remove(self._group)
         return End(int.from_bytes(said, "little") if len(said) == 4 else status, why, cpu_ns)
 
 
@@ -161,18 +165,25 @@ class SandboxLevel:
         group = self._groups.make() if self._groups else None
         ready, go = os.pipe()
         status, say = os.pipe()
-        pid = -1
+        pid = birth_fd = -1
         try:
             if group is not None:
                 group.limit(limits, birth.order.cpus)
+                birth_fd = group.birth_fd()
             user = self._user if self._namespaces & _jail.NEWUSER else -1
-            pid = _jail.clone(self._namespaces, ready, go, say, user)
+            pid = _jail.clone(
+                self._namespaces,
+                ready,
+                go,
+                say,
+                user,
+                birth_fd,
+                functools.partial(self._enter_group, group),
+            )
             if not pid:
                 birth.run(1, lambda: self._prepare(birth.order.gpus))
             if self._namespaces & _jail.NEWUSER:
                 _map_user(pid, self._user)
-            if group is not None:
-                group.join(pid)
             os.write(go, b"\n")
             return Jailed(pid, status, group, limits)
         except OSError as error:
@@ -188,13 +199,22 @@ class SandboxLevel:
                 f"cannot shut a worker in: {error.filename or ''}: {system_text(error)}"
             ) from None
         finally:
-            for fd in (ready, go, say):
-                os.close(fd)
+            for fd in (ready, go, say, birth_fd):
+                if fd >= 0:
+                    os.close(fd)
 
     def enter(self, limits: Limits, degrade: Sequence[str] = ()) -> None:
         if self._failed is not None:
             raise self._failed
         rlimits.set_all(limits, whole=self._groups is None or bool(self._groups.why))
+
+    def _enter_group(self, group: cgroups.Group | None, born: bool) -> None:
+        """In the new init: what it cannot have, its worker says."""
+        try:
+            if group is not None:
+                group.enter(born=born)
+        except OSError as error:
+            self._failed = SystemCallError(f"cannot limit a worker: {system_text(error)}")
 
     def _prepare(self, given: Sequence[Gpu] = ()) -> None:
         """In the new worker: all that does not depend on its task."""

@@ -30,6 +30,7 @@ class NodeRecord(Struct, frozen=True, kw_only=True):
     key: bytes
     draining: bool = False
     gpus: int = 0
+    oversubscribe: int = 1
 
 
 class LeaseRecord(Struct, frozen=True, kw_only=True):
@@ -53,6 +54,7 @@ class LeaseRecord(Struct, frozen=True, kw_only=True):
     ending: str = ""
     state: str = LIVE
     gpus: int = 0
+    shared: int = 0
     usage: Usage = Usage()
 
 

@@ -70,6 +70,7 @@ class Keeper:
                 now_s=now_s,
                 draining=node.draining,
                 gpus=node.gpus,
+                oversubscribe=node.oversubscribe,
             )
         for lease in sorted(stored.leases, key=lambda lease: lease.ends_at_s):
             self.billing.restore(lease.lease, lease.usage)
@@ -205,6 +206,7 @@ def _record(lease: Lease, since_1970_s: float) -> LeaseRecord:
         ending=lease.ending,
         state=lease.state,
         gpus=lease.gpus,
+        shared=lease.shared,
         usage=lease.usage,
     )
 
@@ -230,4 +232,5 @@ def _lease(record: LeaseRecord, since_1970_s: float, now_s: float) -> Lease:
         state=record.state,
         usage=record.usage,
         gpus=record.gpus,
+        shared=record.shared,
     )

@@ -86,4 +86,10 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE leases ADD COLUMN gpu_ns INTEGER NOT NULL DEFAULT 0",
         "ALTER TABLE bills ADD COLUMN gpu_ns INTEGER NOT NULL DEFAULT 0",
     ),
+    (  # 5: leases that share processors
+        "ALTER TABLE nodes ADD COLUMN oversubscribe INTEGER NOT NULL DEFAULT 1",
+        "ALTER TABLE leases ADD COLUMN shared INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE leases ADD COLUMN busy INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE bills ADD COLUMN busy INTEGER NOT NULL DEFAULT 0",
+    ),
 )

@@ -39,6 +39,7 @@ class EndpointLanes:
                 task.host,
                 secret,
                 "together" if task.shares else "apart",
+                task.turns,
             )
         except native.Trouble as trouble:
             raise verbs_errors.of_trouble(trouble, f"serve over RDMA at {task.host}") from None

@@ -38,11 +38,18 @@ class RingLanes:
 
     endpoint: Endpoint | None = None
 
-    def __init__(self, task: LoadLibrary, library: Library, rings_fd: int, account_fd: int) -> None:
+    def __init__(
+        self,
+        task: LoadLibrary,
+        library: Library,
+        rings_fd: int,
+        account_fd: int,
+        turns: tuple[int, ...],
+    ) -> None:
         from rfaas.native._worker import WorkerLanes
 
         self._lanes = WorkerLanes(
-            library, rings_fd, task.ring_bytes, account_fd, task.cpus, task.hot_timeout_ms
+            library, rings_fd, task.ring_bytes, account_fd, task.cpus, task.hot_timeout_ms, turns
         )
 
     def filenos(self) -> tuple[int, ...]:
@@ -58,8 +65,13 @@ class RingLanes:
         self._lanes.close()
 
 
-def serve(task: LoadLibrary, library: Library, rings_fd: int, account_fd: int) -> Served:
+def serve(
+    task: LoadLibrary, library: Library, rings_fd: int, account_fd: int, turns: tuple[int, ...] = ()
+) -> Served:
     """Start the lanes of a worker over the transport that its task names.
+
+    Args:
+        turns: the lock of each lane's processor, where they share them; now the lanes'.
 
     Raises:
         SystemCallError: they cannot be had.
@@ -68,4 +80,4 @@ def serve(task: LoadLibrary, library: Library, rings_fd: int, account_fd: int) -
         from rfaas.transport.verbs_worker import VerbsLanes
 
         return VerbsLanes(task, library, rings_fd, account_fd)
-    return RingLanes(task, library, rings_fd, account_fd)
+    return RingLanes(task, library, rings_fd, account_fd, turns)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import sys
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from rfaas.errors import DeviceError, ProtocolError, RfaasError, SystemCallError, UnavailableError
@@ -95,7 +97,7 @@ def load() -> Any:
         DeviceError: this machine lacks librdmacm, or this rfaas was built without it.
     """
     try:
-        from rfaas.native import _verbs
+        return native("_verbs")
     except ImportError as error:
         built = "_verbs" not in str(error)
         raise DeviceError(
@@ -104,7 +106,19 @@ def load() -> Any:
             if built
             else "build rfaas where the headers are (Debian: librdmacm-dev)",
         ) from None
-    return _verbs
+
+
+def native(name: str) -> Any:
+    """A native module that is linked to rdma-core: the system's, or what the binary carries.
+
+    Raises:
+        ImportError: it was not built, or there is no rdma-core.
+    """
+    if hasattr(sys, "frozen"):
+        from rfaas.diagnose import rdma_core
+
+        return rdma_core.native(name)
+    return import_module(f"rfaas.native.{name}")
 
 
 def of_trouble(trouble: Trouble, what: str) -> RfaasError:

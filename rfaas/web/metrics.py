@@ -78,6 +78,12 @@ class Metrics:
                 ("", {"result": "failed"}, used.failed),
             ],
         )
+        yield _family(
+            "rfaas_busy_answers_total",
+            "counter",
+            "Requests that were turned away: another lease had the shared core.",
+            [("", {}, used.busy)],
+        )
         slept_ns = used.allocated_ns - used.polling_ns - used.executing_ns
         yield _family(
             "rfaas_core_seconds_total",
@@ -143,7 +149,7 @@ class Metrics:
                 "Nodes, by state.",
                 [("", {"state": state}, count) for state, count in sorted(up.items())],
             ),
-            _family("rfaas_node_cores", "gauge", "Cores of a node: all, free, used, hot.", cores),
+            _family("rfaas_node_cores", "gauge", "Cores of a node, by use.", cores),
             _family("rfaas_node_gpus", "gauge", "GPUs of a node: all, free, used.", gpus),
             _family("rfaas_node_beat_age_seconds", "gauge", "Since a node's last beat.", beats),
         ]
@@ -155,6 +161,7 @@ def _cores(node: NodeReport, hot: float) -> Iterator[Sample]:
         ("free", node.cores_free),
         ("used", node.cores - node.cores_free),
         ("hot", hot),
+        ("shared", node.shared),
     ):
         yield "", {"node": node.node, "use": use}, value
 

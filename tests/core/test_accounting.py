@@ -78,7 +78,13 @@ def test_a_forged_page_makes_a_usage_that_can_be_sent() -> None:
     data = b"\xff" * wire.PAGE_BYTES
     lanes = wire.PAGE_BYTES // wire.ACCOUNT_LANE_BYTES
     used = usage_of(data, lanes, 1000, Usage(calls=COUNT_MAX))
-    assert used == Usage(allocated_ns=1000, executing_ns=1000, calls=COUNT_MAX, failed=COUNT_MAX)
+    assert used == Usage(
+        allocated_ns=1000,
+        executing_ns=1000,
+        calls=COUNT_MAX,
+        failed=COUNT_MAX,
+        busy=COUNT_MAX,
+    )
     beat = Beat(id=1, node="n", usage={"a" * 32: used})
     assert decode(encode(beat)[4:]) == beat
 
@@ -124,7 +130,7 @@ def test_no_lane_was_busy_for_longer_than_time_passed() -> None:
     watched.look(honest, SECOND_NS)
     forged = bytes([255]) * wire.ACCOUNT_LANE_BYTES
     (seen,) = watched.look(forged, SECOND_NS + 1000, [(5, 6)])
-    assert seen == Counts(6, 6, 100 + 1000 + LATE_NS, 200)
+    assert seen == Counts(6, 6, 100 + 1000 + LATE_NS, 200, busy=6)
     assert watched.look(honest, 2 * SECOND_NS, [(6, 6)]) == [seen]
 
 

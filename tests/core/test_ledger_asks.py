@@ -279,6 +279,23 @@ def test_who_left_the_queue_gets_nothing() -> None:
     assert free(ledger) == [4]
 
 
+@pytest.mark.parametrize("leaves", [True, False])
+def test_who_stood_behind_another_is_served_when_that_leaves(leaves: bool) -> None:
+    """Nothing was freed: what was there was kept from them by their own turn alone."""
+    ledger = make(4)
+    granted(ledger, ask(3, "bob"))
+    large, small = ask(2, wait_s=5), ask(1, wait_s=60)
+    assert ledger.ask(large, 0) is None
+    assert ledger.ask(small, 0) is None
+    assert ledger.settle(1) == []
+    if leaves:
+        assert ledger.cancel(large.lease)
+    settled = ledger.settle(6)
+    assert [one.ask for one in settled if one.granted] == [small]
+    assert [one.ask for one in settled if one.error] == [large] * (not leaves)
+    assert ledger.waiting == 0
+
+
 def test_the_queue_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(waiting, "QUEUE_MAX", 2)
     ledger = make(1)
@@ -315,6 +332,28 @@ def test_leases_of_one_client_are_bounded() -> None:
     granted(ledger, ask(1))
     with pytest.raises(CapacityError, match="ann holds 2, the most that one client may"):
         ledger.ask(ask(1), 0)
+
+
+def test_a_bundle_is_one_lease_of_its_client() -> None:
+    ledger = make(2, 2, 2, quota=Quota(leases_max=2))
+    wide = granted(ledger, ask(3, placement="spread"))
+    assert len(ledger.parts(wide)) == 3
+    granted(ledger, ask(1))
+    with pytest.raises(CapacityError, match="ann holds 2, the most"):
+        ledger.ask(ask(1), 0)
+    ledger.end(ledger.parts(wide)[1].lease, "released", 1)
+    ledger.tick(1)
+    granted(ledger, ask(1), 1)
+    with pytest.raises(CapacityError, match="ann holds 2, the most"):
+        ledger.ask(ask(1), 1)
+
+
+def test_who_waited_in_vain_for_its_own_leases_is_told_so() -> None:
+    ledger = make(8, quota=Quota(cores_max=2))
+    granted(ledger, ask(2))
+    assert ledger.ask(ask(1, wait_s=3), 0) is None
+    (settled,) = ledger.settle(3)
+    assert "ann holds 2 of the 2 that one client may after 3 s of waiting" in str(settled.error)
 
 
 def test_all_of_a_node_counts_as_its_cores() -> None:

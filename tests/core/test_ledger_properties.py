@@ -31,9 +31,15 @@ from rfaas.proto.messages import NodeReport, Usage
 
 HEARTBEAT_S = 1.0
 MISSED_BEATS_MAX = 3
-NODES = {"a": (4, 8, 2), "b": (8, 4, 0), "c": (1, 1, 1)}  # cores, bytes of memory, GPUs
+NODES = {  # cores, bytes of memory, GPUs
+    "a": (4, 8, 2),
+    "b": (8, 4, 0),
+    "c": (1, 1, 1),
+    "d": (2, 9, 1),
+}
+OVERSUBSCRIBE = {"a": 1, "b": 2, "c": 1, "d": 3}
 DURATION_MAX_S = 100.0
-QUOTA = Quota(cores_max=9, leases_max=12, gpus_max=2)
+QUOTA = Quota(cores_max=9, leases_max=4, gpus_max=2)
 
 names = st.sampled_from(sorted(NODES))
 rarely = st.sampled_from([False, False, False, True])
@@ -91,6 +97,7 @@ class LedgerMachine(RuleBasedStateMachine):
             claimed,
             self.now_s,
             gpus,
+            OVERSUBSCRIBE[node],
         )
         self.note(self.ledger.tick(self.now_s))
         for lease in claimed:
@@ -146,6 +153,7 @@ class LedgerMachine(RuleBasedStateMachine):
         placement=st.sampled_from(["pack", "spread", "node"]),
         wait_s=st.sampled_from([0.0, 0.0, 3.0, 50.0]),
         gpus=st.sampled_from([0, 0, 0, 1, 1, 2, 3]),
+        shared=st.booleans(),
     )
     def ask(
         self,
@@ -156,6 +164,7 @@ class LedgerMachine(RuleBasedStateMachine):
         placement: Placement,
         wait_s: float,
         gpus: int,
+        shared: bool = False,
     ) -> Any:
         self.note(self.ledger.tick(self.now_s))
         ask = Ask(
@@ -168,8 +177,10 @@ class LedgerMachine(RuleBasedStateMachine):
             isolation="process",
             placement=placement,
             wait_s=wait_s,
-            gpus=gpus,
+            gpus=0 if shared else gpus,
+            shared=shared and ALL not in (cores, memory_bytes),
         )
+        gpus = ask.gpus
         others_wait = self.ledger.waiting > 0
         room = self.has_room(ask)
         try:
@@ -279,6 +290,7 @@ class LedgerMachine(RuleBasedStateMachine):
                 self.now_s,
                 node.node in self.draining,
                 node.gpus,
+                OVERSUBSCRIBE[node.node],
             )
         for report in old.leases(self.now_s, all=True):
             lease = old.find(report.lease)
@@ -290,6 +302,7 @@ class LedgerMachine(RuleBasedStateMachine):
         for before, after in zip(old.nodes(self.now_s), self.ledger.nodes(self.now_s), strict=True):
             assert (before.cores_free, before.leases) == (after.cores_free, after.leases)
             assert (before.gpus, before.gpus_free) == (after.gpus, after.gpus_free)
+            assert (before.shared, before.shared_free) == (after.shared, after.shared_free)
             assert after.state == "lost"
 
     # What must hold
@@ -314,7 +327,17 @@ class LedgerMachine(RuleBasedStateMachine):
         for node in self.ledger.nodes(self.now_s):
             here = [lease for lease in live if lease.node == node.node]
             assert node.leases == len(here)
-            assert node.cores_free == node.cores - sum(lease.cores for lease in here) >= 0
+            held = sum(lease.cores for lease in here if not lease.shared)
+            shared = sum(lease.cores for lease in here if lease.shared)
+            room = OVERSUBSCRIBE[node.node] * (node.cores - held) - shared
+            assert node.cores_free == max(0, node.cores - held - shared)
+            assert held <= node.cores
+            assert room >= 0
+            assert node.shared == shared
+            if OVERSUBSCRIBE[node.node] > 1:
+                assert node.shared_free == room
+            else:
+                assert (node.shared, node.shared_free) == (0, 0)
             assert (
                 node.memory_free_bytes
                 == node.memory_bytes - sum(lease.memory_bytes for lease in here)
@@ -324,12 +347,15 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @invariant()
     def no_account_holds_more_than_its_quota(self) -> None:
-        cores, gpus = Counter[str](), Counter[str]()
+        cores, gpus, leases = Counter[str](), Counter[str](), Counter[str]()
         for report in self.ledger.leases(self.now_s):
-            cores[self.account(report.lease)] += report.cores
-            gpus[self.account(report.lease)] += report.gpus
+            lease = self.lease(report.lease)
+            cores[lease.account] += report.cores
+            gpus[lease.account] += report.gpus
+            leases[lease.account] += lease.bundle in ("", lease.lease)
         assert all(held <= QUOTA.cores_max for held in cores.values())
         assert all(held <= QUOTA.gpus_max for held in gpus.values())
+        assert all(held <= QUOTA.leases_max for held in leases.values())
 
     @invariant()
     def a_bundle_is_live_as_a_whole_or_not_at_all(self) -> None:
@@ -350,6 +376,8 @@ class LedgerMachine(RuleBasedStateMachine):
         for node in self.ledger.nodes(self.now_s):
             free = (node.cores_free, node.memory_free_bytes, node.gpus_free)
             assert free == NODES[node.node]
+            factor = OVERSUBSCRIBE[node.node]
+            assert node.shared_free == (factor * node.cores if factor > 1 else 0)
 
     # Helpers
 
@@ -373,7 +401,7 @@ class LedgerMachine(RuleBasedStateMachine):
         """Whether the nodes that can be leased from, and the quota, leave room for that."""
         live = [self.lease(one) for one in self.live()]
         mine = [one for one in live if one.account == ask.account]
-        if len(mine) >= QUOTA.leases_max:
+        if sum(one.bundle in ("", one.lease) for one in mine) >= QUOTA.leases_max:
             return False
         cores_left = QUOTA.cores_max - sum(one.cores for one in mine)
         if ask.gpus and ask.gpus > QUOTA.gpus_max - sum(one.gpus for one in mine):
@@ -390,25 +418,13 @@ class LedgerMachine(RuleBasedStateMachine):
             )
         if ask.cores > cores_left:
             return False
-        if ask.placement != "spread" and any(
-            one.cores_free >= ask.cores
-            and one.memory_free_bytes >= ask.memory_bytes
-            and one.gpus_free >= ask.gpus
+        free = [(one.cores_free, one.memory_free_bytes, one.gpus_free) for one in nodes]
+        seats = [
+            (one.shared_free, one.memory_free_bytes, 0)
             for one in nodes
-        ):
-            return True
-        units = gcd(ask.cores, ask.gpus)
-        unit_cores, unit_gpus = ask.cores // units, ask.gpus // units
-        unit_bytes = -(-ask.memory_bytes // ask.cores) * unit_cores
-        rooms = [
-            min(
-                one.cores_free // unit_cores,
-                one.memory_free_bytes // unit_bytes,
-                one.gpus_free // unit_gpus if unit_gpus else units,
-            )
-            for one in nodes
+            if OVERSUBSCRIBE[one.node] > 1
         ]
-        return ask.placement != "node" and sum(rooms) >= units
+        return fits(ask, free) or (ask.shared and fits(ask, seats))
 
     def enter(self, ask: Ask, lease: Lease) -> list[str]:
         """Note a grant: all of its parts."""
@@ -434,6 +450,23 @@ class LedgerMachine(RuleBasedStateMachine):
     def check_fence(self, fence: int) -> None:
         assert fence > self.fence
         self.fence = fence
+
+
+def fits(ask: Ask, nodes: list[tuple[int, int, int]]) -> bool:
+    """Whether nodes with so many free cores, bytes and GPUs have room for that."""
+    wanted = (ask.cores, ask.memory_bytes, ask.gpus)
+    if ask.placement != "spread" and any(
+        all(has >= needs for has, needs in zip(one, wanted, strict=True)) for one in nodes
+    ):
+        return True
+    units = gcd(ask.cores, ask.gpus)
+    unit_cores, unit_gpus = ask.cores // units, ask.gpus // units
+    unit_bytes = -(-ask.memory_bytes // ask.cores) * unit_cores
+    rooms = [
+        min(cores // unit_cores, free // unit_bytes, gpus // unit_gpus if unit_gpus else units)
+        for cores, free, gpus in nodes
+    ]
+    return ask.placement != "node" and sum(rooms) >= units
 
 
 LedgerMachine.TestCase.settings = settings(

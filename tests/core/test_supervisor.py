@@ -79,6 +79,11 @@ class TestOpening:
         assert lease.ends_at_s == 100.0
         assert lease.claims.fence == 5
 
+    def test_the_same_token_again_changes_nothing(self, supervisor: Supervisor) -> None:
+        """Whatever the wall clock says by then: the deadline was the monotonic one's from there."""
+        supervisor.open(claims(duration_s=10), 0.0, WALL_S)
+        assert supervisor.open(claims(duration_s=10), 8.0, WALL_S + 4).ends_at_s == 10.0
+
     def test_a_token_shown_late_does_not_last_longer(self, supervisor: Supervisor) -> None:
         lease = supervisor.open(claims(duration_s=10), 0.0, WALL_S + 7)
         assert lease.ends_at_s == 3.0

@@ -102,6 +102,12 @@ def test_each_fault(
     assert mends in "\n".join(finding.mend)
 
 
+def test_whose_rdma_core_is_said() -> None:
+    finding = only("libraries", facts(rdma_core="carried rdma-core 44.0"))
+    assert not finding.blocks
+    assert "libibverbs.so.1 and librdmacm.so.1 load: carried rdma-core 44.0; py" in finding.text
+
+
 def test_without_a_device_one_is_made_in_software() -> None:
     finding = only("device", facts(devices=[]))
     assert list(finding.blocks) == ["verbs"]

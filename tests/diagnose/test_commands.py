@@ -151,7 +151,9 @@ def test_table_says_what_is_wrong() -> None:
         limits_unknown="no libibverbs",
         ports=[port(is_netdev_here=False), port(number=2, is_netdev_up=False)],
     )
-    text = report.devices_table([Node(host="node1", devices=[one])])
+    node = Node(host="node1", devices=[one], rdma_core="the system's rdma-core 44.0")
+    text = report.devices_table([node])
+    assert "node1: the system's rdma-core 44.0" in text
     assert "mlx5_0/1" in text
     assert "eth2 (elsewhere)" in text
     assert "eth2 (down)" in text

@@ -16,7 +16,7 @@ from rfaas.client import Lease
 from rfaas.errors import DeadlineExceededError, WorkerCrashedError
 from tests.e2e.test_hostile import attacks
 from tests.harness.hostile import Node, made
-from tests.harness.processes import parent_of, workers_of
+from tests.harness.processes import parent_of, until, workers_of
 from tests.harness.site import Site
 
 __all__ = ["attacks"]
@@ -44,10 +44,12 @@ def delegated() -> Iterator[Path]:
     group.rmdir()  # nothing else is left in there
 
 
-@pytest.fixture
-def node(delegated: Path, site: Site, counter: Path) -> Iterator[Node]:
+@pytest.fixture(params=["process", "sandbox"])
+def node(
+    delegated: Path, site: Site, counter: Path, request: pytest.FixtureRequest
+) -> Iterator[Node]:
     enter = f'echo 0 >{delegated}/cgroup.procs && exec "$@"'
-    yield from made(site, "sandbox", counter, ("sh", "-c", enter, "sh"))
+    yield from made(site, request.param, counter, ("sh", "-c", enter, "sh"))
 
 
 @pytest.fixture
@@ -70,7 +72,8 @@ def test_limits(node: Node, lease: Lease, delegated: Path) -> None:
     assert lease.lacks == ()
     lease.call("be_honest")
     group = group_of(attacker(node))
-    assert group_of(parent_of(attacker(node))) == group  # its init
+    its_init = group_of(parent_of(attacker(node)))
+    assert its_init == (group if node.level == "sandbox" else group_of(node.zygote))
     assert re.fullmatch(r"rfaas-[\d-]+", group.name)
     shared_bytes = int((group / "memory.max").read_text()) - MEMORY_BYTES - (64 << 20)
     assert 0 < shared_bytes < 64 << 20
@@ -85,6 +88,23 @@ def test_memory_is_the_sum(node: Node, lease: Lease) -> None:
         lease.call("memory_hog")
 
 
+def test_memory_is_that_of_all_processes(lease: Lease) -> None:
+    """Each of them is within its own limit; the kernel ends the whole group (memory.oom.group)."""
+    with pytest.raises(WorkerCrashedError, match="its memory limit of"):
+        lease.call("memory_hogs")
+
+
+def test_a_daemon_ends_with_its_group(node: Node, lease: Lease) -> None:
+    group = group_of(attacker(node))
+    lease.call("daemonise")
+    assert {group_of(pid) for pid in node.strangers()} == {group}
+    assert len(node.strangers()) >= 2
+    with pytest.raises(DeadlineExceededError):
+        lease.call("ignore_term", timeout=0.2)
+    node.wait_until_gone()
+    until(lambda: not group.exists(), "the end of its group")
+
+
 def test_processes_and_the_blow_that_ends_them(node: Node, lease: Lease) -> None:
     group = group_of(attacker(node))
     assert b"fork: EAGAIN" in bytes(lease.call("fork_bomb"))
@@ -92,7 +112,7 @@ def test_processes_and_the_blow_that_ends_them(node: Node, lease: Lease) -> None
     with pytest.raises(DeadlineExceededError):
         lease.call("ignore_term", timeout=0.2)
     node.wait_until_gone()
-    assert not group.exists()
+    until(lambda: not group.exists(), "the end of its group")
 
 
 def test_the_executor_makes_room_for_groups(node: Node, delegated: Path) -> None:

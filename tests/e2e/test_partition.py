@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.harness.gate import Gate
 from tests.harness.hosts import Host, cabled
-from tests.harness.processes import PATIENCE_S, Child, until
+from tests.harness.processes import PATIENCE_S, Child, until, wait_for_end
 from tests.harness.site import Site
 
 CUT_PATIENCE_S = 2 * PATIENCE_S  # a connection that is made anew may wait for 10 s itself
@@ -41,6 +43,19 @@ for line in sys.stdin:
         say(lease(line))
     except RfaasError as error:
         say("refused", error.text)
+"""
+
+# Is in a call, and says how that ended.
+CALLER = """
+from rfaas.errors import LeaseEndedError
+library, data = sys.argv[1:]
+lease = rfaas.connect().lease(library=library)
+say(lease.id)
+try:
+    lease.call("hold", data.encode())
+except LeaseEndedError as error:
+    say(error.text)
+sys.stdin.read()
 """
 
 
@@ -110,6 +125,38 @@ def test_row_34_client_s_host_vanishes(site: Site, hosts: tuple[Host, Host]) -> 
     (bill,) = table(site, here, "bills")
     (again,) = table(site, here, "bills")
     assert bill["allocated_s"] == again["allocated_s"] > 0
+    site.kill(client)
+
+
+def test_row_34_client_cut_off_in_mid_call(
+    site: Site, hosts: tuple[Host, Host], held: Path, gate: Callable[[], Gate]
+) -> None:
+    """No FIN: the manager gives its lease up, the node ends the call, and the bill stops."""
+    here, there = hosts
+    beats(site)
+    manager, at = serve(site, here, "resource-manager")
+    executor = site.start_unready("executor", "--resource-manager", at, prefix=here.prefix)
+    site.set(client__resource_manager=at)
+    executor.lines.until("executor ")
+    one = gate()
+    client = site.client(CALLER, held, one.path, prefix=there.prefix)
+    lease = client.lines.next()
+    assert lease, client.stderr
+    worker = one.begun()
+    there.cut()
+    says(manager, f"lease {lease[:8]} ended on ")
+    assert "client-lost" in manager.stderr
+    one.ended()
+    wait_for_end(worker)
+    said = client.lines.next(CUT_PATIENCE_S)
+    assert said is not None
+    assert "client-lost" in said, "its link to the node holds, and tells it why"
+    says(executor, f"lease {lease[:8]} is over (client-lost)")
+    (node,) = table(site, here, "nodes")
+    assert node["cores_free"] == node["cores"]
+    until(lambda: table(site, here, "bills") == table(site, here, "bills"), "a bill that stands")
+    (bill,) = table(site, here, "bills")
+    assert 0 < bill["executing_s"] <= bill["allocated_s"]
     site.kill(client)
 
 

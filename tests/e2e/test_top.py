@@ -105,6 +105,21 @@ def test_top_follows_and_leaves_the_terminal_as_it_was(
 
 
 @pytest.mark.parametrize("flags", [(), ("--plain",)])
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGHUP])
+def test_top_that_is_ended_leaves_the_terminal_as_it_was(
+    site: Site, terminal: Callable[..., Terminal], flags: tuple[str, ...], end: signal.Signals
+) -> None:
+    site.start("all")
+    top = terminal("top", *flags)
+    top.shows(NODE, "no lease is live")
+    assert not top.is_sane(), "keys come one by one, and are not shown"
+    top.process.send_signal(end)
+    assert top.ends() == 128 + end, top.seen
+    assert top.is_sane()
+    assert "Traceback" not in top.seen
+
+
+@pytest.mark.parametrize("flags", [(), ("--plain",)])
 def test_top_in_a_narrow_terminal(
     site: Site, terminal: Callable[..., Terminal], flags: tuple[str, ...]
 ) -> None:

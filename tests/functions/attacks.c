@@ -415,3 +415,24 @@ ATTACK(be_honest)
     close(pair[0]);
     close(pair[1]);
 }
+
+/* Children in sessions of their own, each with memory that a single process may have, until one of
+ * them is killed or all are there; the worker itself has next to none. */
+ATTACK(memory_hogs)
+{
+    int status = 0, killed = 0;
+    for (int i = 0; i < 8; i++)
+        if (fork() == 0) {
+            setsid();
+            char *block = mmap(NULL, 32 * MIB, PROT_READ | PROT_WRITE,
+                               MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+            if (block == MAP_FAILED)
+                _exit(2);
+            memset(block, 0xab, 32 * MIB);
+            for (;;)
+                sleep(1000);
+        }
+    while (!killed && wait(&status) > 0)
+        killed = WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL;
+    say(to, "killed: %d\n", killed);
+}

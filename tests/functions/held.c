@@ -59,12 +59,12 @@ RFAAS_EXPORT uint32_t hold_in_children(void *args, uint32_t size, void *res)
     return sizeof pid;
 }
 
-/* Leaves an orphan behind, in the worker's session, that keeps the FIFO open and sleeps. */
-RFAAS_EXPORT uint32_t leave_orphan(void *args, uint32_t size, void *res)
+static void leave(int begun, int leads)
 {
-    int begun = say_begun(args, size);
     int32_t pid = fork();
     if (pid == 0) {
+        if (leads)
+            setsid();
         if (fork() == 0)
             for (;;)
                 pause();
@@ -72,7 +72,21 @@ RFAAS_EXPORT uint32_t leave_orphan(void *args, uint32_t size, void *res)
     }
     close(begun);
     waitpid(pid, NULL, 0);
+}
+
+/* Leaves an orphan behind, in the worker's session, that keeps the FIFO open and sleeps. */
+RFAAS_EXPORT uint32_t leave_orphan(void *args, uint32_t size, void *res)
+{
     (void)res;
+    leave(say_begun(args, size), 0);
+    return 0;
+}
+
+/* The same in another session. */
+RFAAS_EXPORT uint32_t leave_daemon(void *args, uint32_t size, void *res)
+{
+    (void)res;
+    leave(say_begun(args, size), 1);
     return 0;
 }
 

@@ -16,7 +16,7 @@ from rfaas.launch import zygote
 from rfaas.launch.workers import ZYGOTE_GONE, Zygote
 from rfaas.proto.worker_messages import SpawnWorker
 
-ORDER = SpawnWorker(isolation="process")
+ORDER = SpawnWorker(isolation="none")
 
 
 def wait_for_end(link: Link) -> int:

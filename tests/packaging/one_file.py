@@ -62,10 +62,14 @@ class Copy:
         self, mounts: str, *arguments: str, data: bytes = b"", environ: Mapping[str, str] = {}
     ) -> Done:
         """Run it where the shell commands `mounts` were carried out, in mounts of its own."""
-        require_private_mounts()
-        script = f'set -e\n{mounts}\nexec "$@"'
-        before = ("unshare", "-m", "sh", "-c", script, "sh")
+        before = in_mounts(mounts)
         return self.run(*arguments, data=data, before=before, environ=environ)
+
+
+def in_mounts(mounts: str) -> tuple[str, ...]:
+    """Words that run a command where these shell commands were carried out, in its own mounts."""
+    require_private_mounts()
+    return ("unshare", "-m", "sh", "-c", f'set -e\n{mounts}\nexec "$@"', "sh")
 
 
 def run(command: list[str], *, data: bytes = b"", environ: Mapping[str, str]) -> Done:

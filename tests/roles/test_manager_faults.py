@@ -18,7 +18,7 @@ from rfaas.errors import CapacityError, LeaseEndedError, ProtocolError, UsageErr
 from rfaas.proto import messages
 from rfaas.proto.codec import decode
 from rfaas.proto.messages import LeaseTerminating, RequestLease, RevokeLease
-from tests.roles.manager_site import Site, play, until
+from tests.roles.manager_site import GIB, Site, play, until
 
 NUMBERS = st.one_of(
     st.integers(-(2**70), 2**70),
@@ -155,6 +155,36 @@ def test_row_34_client_vanishes(site: Site) -> None:
             granted = await waiting
             assert await executor.notice() == RevokeLease(lease=lease.lease, cause="client-lost")
             assert granted.cores == 2
+
+    play(scene())
+
+
+def test_row_34_client_vanishes_that_also_waits(site: Site) -> None:
+    """Its own end frees what it waited for: nobody is left to have it, so it is free."""
+
+    async def scene() -> None:
+        async with site.manager() as manager:
+            await site.executor(cores=4)
+            gone, other = await site.caller(), await site.caller()
+            held = [(await gone.request(cores=2)).lease for _ in range(2)]
+            for number in range(3):
+                asked = messages.RequestLease(
+                    id=1000 + number,
+                    client="tester",
+                    cores=1 + number,
+                    memory_bytes=GIB,
+                    duration_s=3600.0,
+                    wait_s=600.0,
+                )
+                gone.link.send(asked)
+            while manager.state.ledger.waiting != 3:
+                await other.nodes()
+            await gone.close()
+            await until(other.leases, dict.fromkeys(held, "client-lost"))
+            assert await other.nodes() == {"n1": ("up", 4)}
+            assert manager.state.ledger.waiting == 0
+            assert manager.state.waiting == {}
+            await other.request(cores=4)
 
     play(scene())
 

@@ -7,6 +7,7 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from rfaas.core.billing import Bill
 from rfaas.proto.messages import Usage
@@ -36,6 +37,8 @@ LEASE = LeaseRecord(
     fence=3,
     usage=Usage(calls=7),
 )
+
+BILLS_SINCE, GPUS_SINCE, SHARED_SINCE = 3, 4, 5  # bills: and nodes that may not join
 
 # What an rfaas of each version wrote, as literal as a file: never changed afterwards.
 WRITTEN: dict[int, tuple[str, ...]] = {
@@ -67,6 +70,60 @@ WRITTEN: dict[int, tuple[str, ...]] = {
         ),
         "UPDATE counters SET value = 3",
     ),
+    3: (
+        (
+            "INSERT INTO nodes VALUES ('n1', 'unix:/run/n1', '11111111111111111111111111111111', 4,"
+            " 8589934592, '[\"process\"]',"
+            " x'000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f', 0)"
+        ),
+        (
+            "INSERT INTO leases VALUES ('aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa', 'tester', 'n1', 2,"
+            " 1073741824, 'process', 60.0, 1800000000.0, 1800000060.0, 3, 'live', 0, 0, 0, 7, 0,"
+            " '', '', '')"
+        ),
+        (
+            "INSERT INTO bills VALUES ('2027-01-15', 'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa', 'tester',"
+            " 'n1', 0, 0, 0, 7, 0)"
+        ),
+        "INSERT INTO barred VALUES ('n9')",
+        "UPDATE counters SET value = 3",
+    ),
+    4: (
+        (
+            "INSERT INTO nodes VALUES ('n1', 'unix:/run/n1', '11111111111111111111111111111111', 4,"
+            " 8589934592, '[\"process\"]',"
+            " x'000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f', 0, 2)"
+        ),
+        (
+            "INSERT INTO leases VALUES ('aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa', 'tester', 'n1', 2,"
+            " 1073741824, 'process', 60.0, 1800000000.0, 1800000060.0, 3, 'live', 0, 0, 0, 7, 0,"
+            " '', '', '', 1, 5000)"
+        ),
+        (
+            "INSERT INTO bills VALUES ('2027-01-15', 'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa', 'tester',"
+            " 'n1', 0, 0, 0, 7, 0, 5000)"
+        ),
+        "INSERT INTO barred VALUES ('n9')",
+        "UPDATE counters SET value = 3",
+    ),
+    5: (
+        (
+            "INSERT INTO nodes VALUES ('n1', 'unix:/run/n1', '11111111111111111111111111111111', 4,"
+            " 8589934592, '[\"process\"]',"
+            " x'000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f', 0, 2, 3)"
+        ),
+        (
+            "INSERT INTO leases VALUES ('aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa', 'tester', 'n1', 2,"
+            " 1073741824, 'process', 60.0, 1800000000.0, 1800000060.0, 3, 'live', 0, 0, 0, 7, 0,"
+            " '', '', '', 1, 5000, 1, 6)"
+        ),
+        (
+            "INSERT INTO bills VALUES ('2027-01-15', 'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa', 'tester',"
+            " 'n1', 0, 0, 0, 7, 0, 5000, 6)"
+        ),
+        "INSERT INTO barred VALUES ('n9')",
+        "UPDATE counters SET value = 3",
+    ),
 }
 
 
@@ -84,16 +141,28 @@ def written(path: Path, version: int) -> None:
     connection.close()
 
 
+def test_there_is_a_file_of_each_version() -> None:
+    assert sorted(WRITTEN) == list(range(1, len(MIGRATIONS) + 1))
+
+
 @pytest.mark.parametrize("version", sorted(WRITTEN))
 def test_a_file_of_each_version_is_migrated(tmp_path: Path, version: int) -> None:
     path = tmp_path / "store.db"
     written(path, version)
     store = SqliteStore(str(path))
     stored = store.load()
-    assert (stored.nodes, stored.leases, stored.fence) == ((NODE,), (LEASE,), 3)
-    bill = Bill(day="2027-01-15", lease="a" * 32, client="tester", node="n1", usage=LEASE.usage)
-    assert store.bills() == [bill]  # what was used before there were bills
-    store.save([NODE], [LEASE])
+    node, lease = NODE, LEASE
+    if version >= GPUS_SINCE:
+        node = replace(node, gpus=2)
+        lease = replace(lease, gpus=1, usage=replace(lease.usage, gpu_ns=5000))
+    if version >= SHARED_SINCE:
+        node = replace(node, oversubscribe=3)
+        lease = replace(lease, shared=1, usage=replace(lease.usage, busy=6))
+    assert (stored.nodes, stored.leases, stored.fence) == ((node,), (lease,), 3)
+    assert stored.barred == (("n9",) if version >= BILLS_SINCE else ())
+    bill = Bill(day="2027-01-15", lease="a" * 32, client="tester", node="n1", usage=lease.usage)
+    assert store.bills() == [bill]  # also what was used before there were bills
+    store.save([node], [lease])
     assert store.load() == stored
     store.close()
     SqliteStore(str(path)).close()

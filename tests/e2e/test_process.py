@@ -1,0 +1,103 @@
+"""Level `process`: its limits are those of all that a function starts, and all of it ends at once.
+
+It promises to hold no stranger, but a bomb or a daemon of one lease is nobody else's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rfaas.client import Lease
+from rfaas.errors import DeadlineExceededError, WorkerCrashedError
+from tests.e2e.test_hostile import DEADLINE_S, PROCESSES, answers, attacks
+from tests.harness.hostile import Node, groups_left, made
+from tests.harness.processes import descendants, until, wait_for_end
+from tests.harness.site import Site
+
+__all__ = ["attacks"]
+MEMORY_BYTES = 64 << 20
+
+
+@pytest.fixture
+def node(site: Site, counter: Path) -> Iterator[Node]:
+    """A node that grants the level, with control groups."""
+    for one in made(site, "process", counter):
+        if "cgroup" in one.neighbour.lacks:
+            pytest.skip("no control group can be written here")
+        yield one
+
+
+@pytest.fixture
+def lease(node: Node, attacks: Path) -> Iterator[Lease]:
+    """The attacker's."""
+    with node.lease(attacks, memory=MEMORY_BYTES) as lease:
+        yield lease
+
+
+def groups_of(node: Node, pid: int) -> dict[str, str]:
+    """The names of the groups of ours that a process is in, by their controllers."""
+    lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+    found = (line.split(":", 2)[1:] for line in lines)
+    return {key: Path(path).name for key, path in found if node.groups in path}
+
+
+def test_it_is_in_its_groups_from_the_start(node: Node, lease: Lease) -> None:
+    (worker,) = node.strangers()
+    groups = groups_of(node, worker)
+    assert groups
+    assert len(set(groups.values())) == 1
+    assert not groups_of(node, node.zygote)
+    (neighbour,) = node.workers
+    assert set(groups_of(node, neighbour).values()) != set(groups.values())
+    answers(lease, "daemonise")
+    assert all(groups_of(node, pid) == groups for pid in node.strangers())
+
+
+def test_groups_go_with_their_worker(node: Node, lease: Lease) -> None:
+    answers(lease, "daemonise")
+    (name,) = {name for pid in node.strangers() for name in groups_of(node, pid).values()}
+    assert groups_left(name)
+    lease.close()
+    until(lambda: not groups_left(name), "the end of the lease's groups")
+
+
+def test_memory_of_one_process(lease: Lease) -> None:
+    words = rf"SIGKILL \(Killed\): its memory limit of {MEMORY_BYTES} bytes is reached$"
+    with pytest.raises(WorkerCrashedError, match=words):
+        answers(lease, "memory_hog")
+
+
+def test_memory_is_the_sum(node: Node, lease: Lease) -> None:
+    """Each of them alone is within its own limit.  Version 2 ends all of the group then."""
+    (worker,) = node.strangers()
+    if "memory" in groups_of(node, worker):
+        assert answers(lease, "memory_hogs") == {"killed": "1"}
+    else:
+        with pytest.raises(WorkerCrashedError, match="its memory limit of"):
+            answers(lease, "memory_hogs")
+
+
+def test_fork_bomb(node: Node, lease: Lease) -> None:
+    assert answers(lease, "fork_bomb")["fork"] == "EAGAIN"
+    assert 32 < len(node.strangers()) <= PROCESSES + 8
+    lease.close()
+    node.wait_until_gone()
+
+
+@pytest.mark.parametrize("attack", ["daemonise", "fork_bomb"])
+def test_nothing_outlives_a_deadline(node: Node, lease: Lease, attack: str) -> None:
+    answers(lease, attack)
+    with pytest.raises(DeadlineExceededError):
+        lease.call("ignore_term", timeout=DEADLINE_S)
+    node.wait_until_gone()
+
+
+def test_nothing_outlives_the_zygote(node: Node, lease: Lease) -> None:
+    """Its worker dies with it; a daemon in a session of its own, with its control group."""
+    answers(lease, "daemonise")
+    everything = set(descendants(node.pid))
+    node.kill_zygote()
+    wait_for_end(*everything)
