@@ -8,7 +8,7 @@ the file as it is used, and everything else (not in HOT) is deflated:
     header                        boot/header.sh: picks a Python, which runs boot/boot.py
     __main__.py                   for `python3 dist/rfaas`
     LICENSE, licenses/, etc/, functions/libfunctions.so
-    rfaas/admin/pack.py           what is SHARED: source, for all versions
+    rfaas/admin/pack.py           what is SHARED: source, for all versions (lean.bare)
     cp311/rfaas/native/_calls.so  native modules, for each version of Python
     cp311/rfaas/roles/executor.pyc code that calls do not use
     cp311/...                     the code of that version, read and checked in one piece:
@@ -133,8 +133,7 @@ def build(pythons: list[Python], epoch: int) -> bytes:
     archive = Zip(epoch)
     archive.data += bytes(len(header(pythons, {})))
     archive.add("__main__.py", MAIN.encode())
-    carried = data_files(pythons)
-    data = {name: (archive.add(name, content), content) for name, content in carried.items()}
+    data = {name: archive.add_deflated(name, c) for name, c in data_files(pythons).items()}
     shared = add_shared(archive, pythons[0])
     rows = {python: add_version(archive, python, data, shared) for python in pythons}
     head = header(pythons, rows)
@@ -187,7 +186,7 @@ def add_shared(archive: Zip, python: Python) -> dict[str, tuple[int, bytes]]:
     """The sources that all versions share: where each begins, and what is there, by module."""
     code, _ = modules(python)
     return {
-        name: archive.add_deflated(shown, Path(source).read_bytes())
+        name: archive.add_deflated(shown, lean.bare(Path(source).read_text()).encode())
         for name, (source, shown) in sorted(code.items())
         if SHARED.fullmatch(name)
     }
@@ -208,7 +207,7 @@ def add_version(
     members = {name: _member(python, name, kind) for name, kind in kinds.items()}
 
     # name: kind, offset in the file, what is there
-    placed = {name: (DATA, at, content) for name, (at, content) in data.items()}
+    placed = {name: (SOURCE | COLD | DATA, at, content) for name, (at, content) in data.items()}
     for name, (at, content) in shared.items():
         placed[name] = (SOURCE | COLD | kinds[name], at, content)
     for name in sorted(kinds.keys() - shared.keys()):

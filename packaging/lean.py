@@ -6,11 +6,16 @@ the aim for all.  The version is pinned, and a source that is not as it is expec
 ends the build.
 
 rfaas.quick: its table of commands, out of argparse's parser.
+
+What is carried as source: no docstrings and comments, a third of it.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
+import io
+import tokenize
 from typing import Any
 
 from parts import BuildError
@@ -112,6 +117,27 @@ def source_of(name: str, text: str) -> str:
     return text
 
 
+def bare(text: str) -> str:
+    """A source without docstrings and comments; what is left stays on its line."""
+    lines = text.encode().splitlines()  # the columns of a syntax tree are bytes
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, _DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
+            said = node.body[0]
+            first, last = said.lineno - 1, (said.end_lineno or said.lineno) - 1
+            rest = lines[last][said.end_col_offset :]
+            # Not nothing: it may be all that the body has.
+            lines[first : last + 1] = [
+                lines[first][: said.col_offset] + b'""' + rest,
+                *[b""] * (last - first),
+            ]
+    left = b"\n".join(lines).decode().split("\n")
+    for token in tokenize.generate_tokens(io.StringIO("\n".join(left) + "\n").readline):
+        if token.type == tokenize.COMMENT:
+            line, column = token.start
+            left[line - 1] = left[line - 1][:column].rstrip()
+    return "\n".join(left) + "\n"
+
+
 def table() -> dict[str, Any]:
     """rfaas.quick.TABLE."""
     (commands,) = (
@@ -149,6 +175,7 @@ def _row(parser: argparse.ArgumentParser) -> dict[str, Any]:
     }
 
 
+_DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 _KINDS: dict[type[argparse.Action], str] = {
     argparse._StoreAction: "store",
     argparse._AppendAction: "append",

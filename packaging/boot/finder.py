@@ -18,8 +18,8 @@ from _frozen_importlib import ModuleSpec
 MFD_CLOEXEC = 0x1  # memfd_create(2)
 MFD_NOEXEC_SEAL = 0x8  # may be mapped, not run: also where vm.memfd_noexec is 2; Linux 6.3
 PACKAGE, MODULE, NATIVE, DATA = range(4)
-COLD = 4  # beside PACKAGE, MODULE or NATIVE: a deflated member of its own
-SOURCE = 8  # beside COLD: the source, which all versions of Python share
+COLD = 4  # beside another: a deflated member of its own
+SOURCE = 8  # beside COLD: what all versions of Python share, for a module its source
 KIND = 3  # without these
 PYC_HEADER_BYTES = 16  # PEP 552
 EX_UNAVAILABLE = 69
@@ -133,7 +133,7 @@ class Importer:
         if found is None or found[0] & KIND not in (NATIVE, DATA):
             raise FileNotFoundError(2, "not carried in this file", path)
         data = self._read(name, *found[1:])
-        return self._inflated(name, data) if found[0] & COLD and found[0] != DATA else data
+        return self._inflated(name, data) if found[0] & COLD else data
 
     def _read(self, name, offset, size, check):
         for at, piece in self._kept:
