@@ -23,12 +23,15 @@ from rfaas.config import SandboxConfig
 from rfaas.control.carrier import SocketCarrier
 from rfaas.control.link import Link
 from rfaas.errors import PeerLostError, RfaasError, SystemCallError
+from rfaas.proto.codec import LENGTH, decode, encode
 from rfaas.proto.messages import Error
 from rfaas.proto.worker_messages import (
     WORKER_FDS_MAX,
     KillWorker,
     LevelsFound,
+    LibraryLoaded,
     LimitWorker,
+    LoadLibrary,
     ProcessStopped,
     SpawnWorker,
     StopProcess,
@@ -100,6 +103,7 @@ def serve(link: Link, worker_main: WorkerMain, node: SandboxConfig) -> None:
     found = {name: tuple(level.lacks(node)) for name, level in sandbox.LEVELS.items()}
     try:
         link.send(LevelsFound(levels=found))
+        _rehearse()
         while True:
             cgroups.of_node().make_ready()
             poller.poll()
@@ -117,6 +121,13 @@ def serve(link: Link, worker_main: WorkerMain, node: SandboxConfig) -> None:
         while strays := _strays({}):  # as each ends, its children become ours
             _end(strays)
         cgroups.of_node().close()
+
+
+def _rehearse() -> None:
+    """What is found out at first use, of messages by msgspec, is found out once and for all."""
+    task = LoadLibrary(ring_bytes=0, cpus=(0,), hot_timeout_ms=0, isolation="none")
+    decode(encode(task)[LENGTH.size :])
+    encode(LibraryLoaded(functions=("",)))
 
 
 def _obey(link: Link, workers: Workers, worker_main: WorkerMain, node: SandboxConfig) -> None:
