@@ -104,7 +104,8 @@ cdef object fault_of(const verbs_link *link):
 
 
 cdef int address(sockaddr_storage *out, host, port) except -1:
-    cdef addrinfo hints, *found = NULL
+    cdef addrinfo hints
+    cdef addrinfo *found = NULL
     cdef bytes node = host.encode(), service = str(port).encode()
     memset(&hints, 0, sizeof(hints))
     hints.ai_flags = AI_NUMERICHOST | AI_NUMERICSERV
