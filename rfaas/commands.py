@@ -222,6 +222,13 @@ def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     bench.add_argument("--nodes", type=int, default=1, metavar="M", help="nodes (1); leases")
     bench.add_argument(
+        "--pause-ms",
+        type=int,
+        default=50,
+        metavar="N",
+        help="between two leases (50; 0: each as soon as the last one is given back); cold",
+    )
+    bench.add_argument(
         "--ledger",
         action="store_true",
         help="the ledger alone, with 10 to 10,000 nodes; leases",

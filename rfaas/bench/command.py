@@ -37,6 +37,7 @@ def run(config: Config, options: argparse.Namespace) -> int:
         ("--calls", calls, 1, 2**31),
         ("--clients", options.clients, 1, 1024),
         ("--nodes", options.nodes, 1, 1024),
+        ("--pause-ms", options.pause_ms, 0, 60_000),
     ):
         if not least <= value <= most:
             raise UsageError(
@@ -62,7 +63,7 @@ def _measure(session: Session, options: argparse.Namespace, calls: int) -> dict[
         case "warm":
             return measure.warm(session, options.size, calls)
         case "cold":
-            return measure.cold(session, calls)
+            return measure.cold(session, calls, options.pause_ms / 1e3)
         case "throughput":
             return measure.throughput(session, options.size, calls, options.inflight)
     return measure.payload(session)

@@ -141,11 +141,16 @@ def _warm(raw: array[int], native: array[int], python: array[int]) -> dict[str, 
     }
 
 
-def cold(session: Session, rounds: int) -> dict[str, object]:
-    """From asking a running executor for a lease to the first result, and each step of it."""
+def cold(session: Session, rounds: int, pause_s: float) -> dict[str, object]:
+    """From asking a running executor for a lease to the first result, and each step of it.
+
+    Each is asked for `pause_s` after the one before was given back: what that has left to do on
+    the node, such as a new worker that waits in its place, is not in the way then.
+    """
     steps: dict[str, list[float]] = {}
     transport = isolation = ""
     for turn in range(rounds + COLD_WARMUP):
+        time.sleep(pause_s)
         before = time.monotonic_ns()
         with session.lease(cores=1, library=peer_library()) as lease:
             leased = time.monotonic_ns()
@@ -162,6 +167,7 @@ def cold(session: Session, rounds: int) -> dict[str, object]:
         "transport": transport,
         "isolation": isolation,
         "rounds": rounds,
+        "pause_ms": round(pause_s * 1e3),
         "total_ms": stats(steps.pop("total")),
         "steps_ms": {step: stats(values) for step, values in steps.items()},
     }

@@ -41,7 +41,6 @@ from rfaas.proto.messages import (
     ImageProgress,
     LeaseEnded,
     LeaseGranted,
-    LeaseOpened,
     LeasePart,
     LeaseTerminating,
     ListFunctions,
@@ -125,9 +124,8 @@ class Lease(Lanes):
         start = time.monotonic_ns()
         self._link = self._session.link_to(granted.address)
         self._link.heard = self._heard
-        self._link.ask(self._shown(self._link, granted), LeaseOpened)
         self.steps_ns["connect"] = time.monotonic_ns() - start
-        self._start_worker()
+        self._start_worker(self._shown(self._link, granted))
 
     def renew(self) -> None:
         """Extend the lease by its duration from now on; the session does it by itself.
@@ -222,7 +220,7 @@ class Lease(Lanes):
 
     # Starting a worker
 
-    def _start_worker(self) -> None:
+    def _start_worker(self, opens: OpenLease | None = None) -> None:
         link = self._live_link()
         wanted = self._transport_over(link)
         if self._unsure:
@@ -236,6 +234,7 @@ class Lease(Lanes):
             transport=wanted,
             keep_warm=self._keep_warm,
             former=self._former(link),
+            opens=opens,
         )
         start = time.monotonic_ns()
         self._unsure = True

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rfaas.errors import UsageError
-from rfaas.proto.messages import GetOutput, WorkerOutput
+from rfaas.proto.report_messages import GetOutput, WorkerOutput
 
 if TYPE_CHECKING:
     from rfaas.client.session import Session

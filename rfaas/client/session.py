@@ -299,8 +299,11 @@ class Session:
                 address = self.where
             return self._link_at(address)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        with theirs:
-            self.link.request(AdoptLink(), (theirs.fileno(),))
+        with theirs:  # where it is not adopted, it is closed: that is answer enough
+            adopt = AdoptLink()
+            self.link.post(adopt, (theirs.fileno(),)) or self.link.request(
+                adopt, (theirs.fileno(),)
+            )
         return links.greet(ours, "the private executor", self._hello)
 
     def nodes(self) -> list[NodeReport]:

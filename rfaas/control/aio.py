@@ -100,6 +100,14 @@ class AsyncLink:
         """Whether all that was sent has left us."""
         return self._drained.is_set()
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the peer, which has nothing to say yet, is known to be gone."""
+        try:
+            return self._closed or self._carrier.wait(0.0)
+        except OSError:
+            return True
+
     def lose_after(self, silence_s: float) -> None:
         """End with a peer whose machine is silent for so long: it was cut off, or lost power."""
         with contextlib.suppress(OSError):  # it has ended already

@@ -117,7 +117,7 @@ class Link:
         with self._lock, self._sending:
             self._send_all(self._encode(message), fds)
 
-    def post(self, message: Message) -> bool:
+    def post(self, message: Message, fds: tuple[int, ...] = ()) -> bool:
         """Send a request whose reply nobody needs, also while another thread waits for one.
 
         Returns False where the peer does not read and nothing was sent: try again later.
@@ -131,7 +131,7 @@ class Link:
             return False
         try:
             self._push()
-            if self._rest or not self._post(self._encode(message)):
+            if self._rest or not self._post(self._encode(message), fds):
                 return False
         except OSError as error:
             raise self._gone(error.strerror) from None
@@ -258,11 +258,11 @@ class Link:
         """The frame of what is sent next; `_sending` is held."""
         return encode(message) if self._guard is None else self._guard.encode(message)
 
-    def _post(self, data: bytes) -> bool:
+    def _post(self, data: bytes, fds: tuple[int, ...]) -> bool:
         """Send a frame, or its beginning, without waiting; False: there was no room."""
         sent = 0
         with suppress(BlockingIOError):
-            sent = self._carrier.send(data)
+            sent = self._carrier.send(data, fds)
         if not sent:
             if self._guard is not None:
                 self._guard.unsent()

@@ -22,8 +22,9 @@ from msgspec.structs import replace
 
 from rfaas.control.aio import AsyncLink
 from rfaas.errors import InternalError, PeerLostError, WorkerCrashedError, from_wire
+from rfaas.launch.deaths import exit_text
 from rfaas.launch.endpoint import NONSENSE_STATUS
-from rfaas.launch.workers import WorkerProcess, Zygote, exit_text
+from rfaas.launch.workers import WorkerProcess, Zygote
 from rfaas.proto.messages import Endpoint, Error
 from rfaas.proto.worker_messages import (
     LoadLibrary,

@@ -104,7 +104,8 @@ class Keep:
                 self._drop(spare)
                 continue
             try:
-                await self._zygote.limit(spare.pid, order)
+                self._zygote.limit(spare.pid, order)
+                await self._zygote.resume(spare.pid)
             except RfaasError as error:  # it has died meanwhile
                 log.info("a worker that was kept cannot be taken: %s", error.text)
                 self._drop(spare)

@@ -38,6 +38,7 @@ from rfaas.errors import (
 )
 from rfaas.launch.accounts import Accounts
 from rfaas.launch.apart import WorkerApart
+from rfaas.launch.deaths import crash_cause, exit_text
 from rfaas.launch.keep import Keep, Owner
 from rfaas.launch.levels import DEFAULT, Levels
 from rfaas.launch.libraries import Libraries
@@ -46,7 +47,7 @@ from rfaas.launch.node import PRIVATE, gpus_of, partners_of
 from rfaas.launch.output import Output, Outputs
 from rfaas.launch.turns import Turns
 from rfaas.launch.warm import Warm
-from rfaas.launch.workers import WorkerProcess, Zygote, crash_cause, exit_text
+from rfaas.launch.workers import WorkerProcess, Zygote
 from rfaas.launch.zygote import Started
 from rfaas.proto.messages import StartWorker, Usage
 from rfaas.proto.worker_messages import (
@@ -131,7 +132,7 @@ class Pool:
         # Its client is told with its lease; all others by our log.
         self._levels.tell(quiet=self._config.name == PRIVATE)
         if DEFAULT in self._levels.offered and self._config.name != PRIVATE:
-            self._warm.want(DEFAULT)  # a private one may never have such a lease
+            self._warm.want(DEFAULT, always=True)  # a private one may never have such a lease
         return self._levels.offered
 
     def default_level(self) -> str:
@@ -231,7 +232,7 @@ class Pool:
         try:
             kept = await self._keep.take(shape, owner, order)
             process.was_kept = kept is not None
-            process.spare = kept or await self._warm.take(order)
+            process.spare = kept or self._warm.take(order)
             process.output = (process.spare and process.spare.output) or Output(
                 aloud=self._config.name == PRIVATE
             )
@@ -257,8 +258,7 @@ class Pool:
             await self._end(worker, process, "it did not load")
             raise
         self._supervisor.loaded(worker)
-        if order.isolation == DEFAULT:
-            self._warm.want(DEFAULT)
+        self._warm.want(order.isolation)
         return worker, process, lease
 
     def claims(self, lease: str) -> Claims:
@@ -397,7 +397,9 @@ class Pool:
         process = self._processes[worker.number]
         self.outputs.end(worker.lease)
         output = self.outputs.tail(worker.lease) or b""
-        text = f"the worker died: {exit_text(death, output)}" if death else "its zygote is gone"
+        text = "its zygote is gone"
+        if death is not None:
+            text = f"the worker died: {exit_text(death, output, process.limits)}"
         if worker.state != "stopping":
             self.crashes[crash_cause(death)] += 1
         text = process.epitaph or text

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -25,13 +24,17 @@ from rfaas.errors import (
     LibraryError,
     PeerLostError,
     ProtocolError,
+    RfaasError,
+    SystemCallError,
     WorkerCrashedError,
     from_wire,
 )
 from rfaas.launch.accounts import Account
+from rfaas.launch.deaths import exit_text
 from rfaas.launch.meter import Meter
 from rfaas.launch.output import Output
 from rfaas.native._worker import end_ring
+from rfaas.paths import system_text
 from rfaas.proto import wire
 from rfaas.proto.messages import Endpoint, Error, Usage
 from rfaas.proto.worker_messages import (
@@ -41,13 +44,15 @@ from rfaas.proto.worker_messages import (
     LeaveLanes,
     LevelsFound,
     LibraryLoaded,
-    LimitWorker,
+    Limits,
     LoadLibrary,
+    Places,
+    ProcessResumed,
     ProcessStopped,
+    ResumeProcess,
     SpawnWorker,
     StopProcess,
     WorkerDied,
-    WorkerLimited,
     WorkerSpawned,
 )
 from rfaas.sandbox import KEPT, cgroups
@@ -56,8 +61,6 @@ from rfaas.transport import ring
 CLOSE_TIMEOUT_S = 2.0  # for the zygote to end its workers; it needs a few milliseconds
 CLOSE_POLL_S = 0.002
 ZYGOTE_GONE = "the zygote is gone: no worker can be started"
-_CRASHED = re.compile(rb"\nrfaas worker: crashed at address (0x[0-9a-f]{1,16})\n\Z")
-PTHREAD_EXIT_STATUS = 72  # native/lane.c, thread_exited
 
 
 class Zygote:
@@ -73,10 +76,10 @@ class Zygote:
             self._groups = cgroups.name_of(pid)
         self._link = AsyncLink(sock, "the zygote")
         self._lost = lost
-        self._spawning: dict[int, asyncio.Future[tuple[int, asyncio.Future[WorkerDied]]]] = {}
-        self._asking: dict[int, asyncio.Future[WorkerLimited | ProcessStopped]] = {}
+        self._asking: dict[int, asyncio.Future[Any]] = {}  # what was asked, by its id
         self._deaths: dict[int, asyncio.Future[WorkerDied]] = {}
-        self.cpu_files: dict[int, str] = {}  # of each worker: what counts its processor time
+        self._places = Places({}, {})
+        self.groups: dict[int, cgroups.Group] = {}  # of workers that have some, by process id
         self._levels: asyncio.Future[dict[str, tuple[Lack, ...]]]
         self._levels = asyncio.get_running_loop().create_future()
         self._next_id = 0
@@ -94,42 +97,52 @@ class Zygote:
         What it writes goes to `output_fd`, which stays the caller's.
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._next_id += 1
-        answer = self._spawning[self._next_id] = asyncio.get_running_loop().create_future()
         link = AsyncLink(ours, "a worker")
         try:
             with theirs:
-                self._link.send(replace(order, id=self._next_id), [theirs.fileno(), output_fd])
+                answer = self._ask(order, [theirs.fileno(), output_fd])
             pid, death = await answer
         except BaseException:
             await link.close()
             raise
         return pid, death, link
 
-    async def limit(self, pid: int, order: SpawnWorker) -> None:
-        """Give a worker that waited the limits of its lease.
+    def limit(self, pid: int, order: SpawnWorker) -> None:
+        """Give a worker that waited, or was kept, the limits of its lease.
 
         Raises:
-            SystemCallError: they cannot be set.
+            SystemCallError: they cannot be set: it is gone.
         """
-        await self._ask(LimitWorker(pid=pid, limits=order.limits, cpus=order.cpus))
+        try:
+            if pid in self.groups:
+                self.groups[pid].limit(order.limits, order.cpus)
+        except OSError as error:
+            raise SystemCallError(f"cannot limit a worker: {system_text(error)}") from None
+
+    async def resume(self, pid: int) -> None:
+        """Let a worker that was stopped go on.
+
+        Raises:
+            SystemCallError: it is gone.
+        """
+        await self._ask(ResumeProcess(pid=pid))
 
     async def stop(self, pid: int) -> ProcessStopped:
-        """Stop all threads of a worker that is kept; `limit` lets it go on.
+        """Stop all threads of a worker that is kept.
 
         Raises:
             SystemCallError: it cannot be, or it is not alone.
         """
-        stopped = await self._ask(StopProcess(pid=pid))
-        assert isinstance(stopped, ProcessStopped)
+        stopped: ProcessStopped = await self._ask(StopProcess(pid=pid))
         return stopped
 
-    async def _ask(self, order: LimitWorker | StopProcess) -> WorkerLimited | ProcessStopped:
+    def _ask(
+        self, order: SpawnWorker | ResumeProcess | StopProcess, fds: Sequence[int] = ()
+    ) -> asyncio.Future[Any]:
         self._next_id += 1
-        done: asyncio.Future[WorkerLimited | ProcessStopped]
-        done = self._asking[self._next_id] = asyncio.get_running_loop().create_future()
-        self._link.send(replace(order, id=self._next_id))
-        return await done
+        answer = self._asking[self._next_id] = asyncio.get_running_loop().create_future()
+        self._link.send(replace(order, id=self._next_id), fds)
+        return answer
 
     def kill(self, pid: int) -> None:
         """Kill a worker and what it started; its death comes as an event."""
@@ -152,11 +165,7 @@ class Zygote:
         with no_silent_end("the link to the zygote", lambda _: None):  # what follows is the same
             await self._read_all()
         error = InternalError(ZYGOTE_GONE)
-        waiting: list[asyncio.Future[Any]] = [
-            *self._spawning.values(),
-            *self._asking.values(),
-            *self._deaths.values(),
-        ]
+        waiting = [*self._asking.values(), *self._deaths.values()]
         if not self._levels.done():
             self._levels.set_exception(error)
             self._levels.exception()  # who asks for it later hears it all the same
@@ -169,29 +178,32 @@ class Zygote:
         while (message := await self._link.receive()) is not None:
             match message:
                 case LevelsFound():
+                    self._places = message.places
                     self._levels.set_result(message.levels)
                 case WorkerSpawned():
                     death = asyncio.get_running_loop().create_future()
                     self._deaths[message.pid] = death
-                    self.cpu_files[message.pid] = message.cpu_file
-                    answer = self._spawning.pop(message.id)
-                    if not answer.done():  # who asked may have gone
-                        answer.set_result((message.pid, death))
-                case WorkerLimited() | ProcessStopped():
-                    asked = self._asking.pop(message.id)
-                    if not asked.done():
-                        asked.set_result(message)
+                    if message.group:
+                        self.groups[message.pid] = cgroups.Group(self._places, message.group)
+                    _answer(self._asking.pop(message.id), (message.pid, death))
+                case ProcessResumed() | ProcessStopped():
+                    _answer(self._asking.pop(message.id), message)
                 case Error() if message.id in self._asking:
-                    asked = self._asking.pop(message.id)
-                    if not asked.done():
-                        asked.set_exception(from_wire(message.code, message.text, message.hint))
-                case Error() if message.id in self._spawning:
-                    answer = self._spawning.pop(message.id)
-                    if not answer.done():
-                        answer.set_exception(from_wire(message.code, message.text, message.hint))
+                    error = from_wire(message.code, message.text, message.hint)
+                    _answer(self._asking.pop(message.id), error)
                 case WorkerDied():
-                    del self.cpu_files[message.pid]
+                    self.groups.pop(message.pid, None)
                     _tell(self._deaths.pop(message.pid), message)
+
+
+def _answer(asked: asyncio.Future[Any], answer: object) -> None:
+    """Who asked may have gone."""
+    if asked.done():
+        return
+    if isinstance(answer, RfaasError):
+        asked.set_exception(answer)
+    else:
+        asked.set_result(answer)
 
 
 def _tell(death: asyncio.Future[WorkerDied], message: WorkerDied) -> None:
@@ -229,6 +241,7 @@ class WorkerProcess:
         self.slot_bytes = slot_bytes
         self.ring_bytes = wire.ring_bytes(slots, slot_bytes)
         self.pid = 0
+        self.limits = Limits()
         self.doomed = False  # to be killed as soon as it is there
         self.epitaph = ""  # what it died of, if its wait status does not tell
         self.output: Output | None = None  # where what it writes goes, lent until it is gone
@@ -280,6 +293,7 @@ class WorkerProcess:
         died: Callable[[WorkerDied | None], None],
     ) -> None:
         fds = [*fds, *self.turns]
+        self.limits = order.limits
         if self.spare is not None:
             self.pid, self._death, self._link, *_ = self.spare
         else:
@@ -287,10 +301,10 @@ class WorkerProcess:
             self.pid, self._death, self._link = await zygote.spawn(order, output_fd)
         is_kept = order.isolation in KEPT
         if self.meter is not None:
-            cpu_file = zygote.cpu_files.get(self.pid, "")
+            group = zygote.groups.get(self.pid)
             # A keeper and its engine are ours: without a group, it says what is not.
             pid = 0 if is_kept else self.pid
-            self.meter.follow(pid, cpu_file, waited=self.spare is not None)
+            self.meter.follow(pid, group.cpu_file if group else "", waited=self.spare is not None)
         self._told = lambda death: self._ended(death, died)
         self._death.add_done_callback(self._told)
         if self.doomed:
@@ -315,7 +329,9 @@ class WorkerProcess:
                 case _:
                     raise LibraryError(f"the worker sent {type(message).__name__} while loading")
         death = await asyncio.shield(self._death)
-        raise WorkerCrashedError(f"the worker died while it loaded the library: {exit_text(death)}")
+        raise WorkerCrashedError(
+            f"the worker died while it loaded the library: {exit_text(death, limits=self.limits)}"
+        )
 
     def _ended(
         self, death: asyncio.Future[WorkerDied], died: Callable[[WorkerDied | None], None]
@@ -436,36 +452,3 @@ class WorkerProcess:
             if fd >= 0:
                 os.close(fd)
         self.rings_fd = self._account_fd = -1
-
-
-def exit_text(death: WorkerDied, output: bytes = b"") -> str:
-    """How a process ended, in words, and the limit that it ran into.
-
-    `output` is the end of what it wrote: a worker that crashes says there at which address.
-    """
-    why = f": {death.why}" if death.why else ""
-    if found := _CRASHED.search(output):
-        why = f" at address {found[1].decode()}{why}"
-    if os.WIFSIGNALED(death.status):
-        number = os.WTERMSIG(death.status)
-        try:
-            name = signal.Signals(number).name
-        except ValueError:
-            name = f"signal {number}"
-        return f"killed by {name} ({signal.strsignal(number)}){why}"
-    code = os.waitstatus_to_exitcode(death.status)
-    if code == PTHREAD_EXIT_STATUS:
-        return "a function called pthread_exit()"
-    return f"it ended by itself with exit status {code}{why}"
-
-
-def crash_cause(death: WorkerDied | None) -> str:
-    """The same in one word, of which there are few: for counting."""
-    if death is None:
-        return "zygote"
-    if not os.WIFSIGNALED(death.status):
-        return "exit"
-    try:
-        return signal.Signals(os.WTERMSIG(death.status)).name
-    except ValueError:
-        return "signal"

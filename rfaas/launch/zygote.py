@@ -30,13 +30,13 @@ from rfaas.proto.worker_messages import (
     KillWorker,
     LevelsFound,
     LibraryLoaded,
-    LimitWorker,
     LoadLibrary,
+    ProcessResumed,
     ProcessStopped,
+    ResumeProcess,
     SpawnWorker,
     StopProcess,
     WorkerDied,
-    WorkerLimited,
     WorkerSpawned,
 )
 from rfaas.sandbox import cgroups
@@ -102,7 +102,7 @@ def serve(link: Link, worker_main: WorkerMain, node: SandboxConfig) -> None:
     workers: Workers = {}
     found = {name: tuple(level.lacks(node)) for name, level in sandbox.LEVELS.items()}
     try:
-        link.send(LevelsFound(levels=found))
+        link.send(LevelsFound(levels=found, places=cgroups.of_node().places))
         _rehearse()
         while True:
             cgroups.of_node().make_ready()
@@ -146,24 +146,23 @@ def _obey(link: Link, workers: Workers, worker_main: WorkerMain, node: SandboxCo
                     link.send(refusal)
                 else:
                     workers[worker.pid] = worker
-                    spawned = WorkerSpawned(id=message.id, pid=worker.pid, cpu_file=worker.cpu_file)
-                    link.send(spawned)
+                    group = worker.group.name if worker.group is not None else ""
+                    link.send(WorkerSpawned(id=message.id, pid=worker.pid, group=group))
                 finally:
                     os.close(fd)
                     os.close(output_fd)
-            case LimitWorker() if message.pid in workers:
+            case ResumeProcess() if message.pid in workers:
                 try:
-                    workers[message.pid].limit(message.limits, message.cpus)
                     workers[message.pid].go_on()
                 except OSError as error:
-                    text = f"cannot limit a worker: {error.strerror}"
+                    text = f"a worker cannot go on: {error.strerror}"
                     link.send(Error(id=message.id, code=SystemCallError.code, text=text))
                 else:
-                    link.send(WorkerLimited(id=message.id))
+                    link.send(ProcessResumed(id=message.id))
             case StopProcess() if message.pid in workers:
                 link.send(_stop(message, workers))
-            case LimitWorker() | StopProcess():
-                text = "the worker that was to be limited or stopped is gone"
+            case ResumeProcess() | StopProcess():
+                text = "the worker that was to be stopped or to go on is gone"
                 link.send(Error(id=message.id, code=SystemCallError.code, text=text))
             case KillWorker() if message.pid in workers:
                 workers[message.pid].kill()
@@ -209,7 +208,9 @@ def _reap(link: Link, workers: Workers) -> None:
         if worker is not None:
             cpu_ns = round((used.ru_utime + used.ru_stime) * 1e9)
             end = worker.reaped(status, cpu_ns)
-            link.send(WorkerDied(pid=pid, status=end.status, why=end.why, cpu_ns=end.cpu_ns))
+            link.send(
+                WorkerDied(pid=pid, status=end.status, reached=end.reached, cpu_ns=end.cpu_ns)
+            )
         cgroups.of_node().clear()
 
 

@@ -18,7 +18,6 @@ that names both.  Replies are the message that stands under "answered by", or
                             LendLibrary...    LibraryStored (the same; over RDMA)
                             StartWorker       WorkerStarted (with what the transport offers)
                             StopWorker        WorkerStopped
-                            GetOutput         WorkerOutput
     executor -> client      WorkerExited      (notice)
                             ImageProgress     (notice)
                             LeaseTerminating  (notice)
@@ -45,7 +44,7 @@ from msgspec import Meta, Struct
 from rfaas import __version__
 from rfaas.proto.wire import SECRET_BYTES
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 FRAME_BYTES_MAX = 64 * 1024
 LIBRARY_PART_BYTES_MAX = 48 * 1024  # leaves room for the frame's other fields
 LIBRARY_LENT_BYTES_MAX = 1024 * 1024  # of a part over RDMA, locked in memory at either end
@@ -391,6 +390,7 @@ class StartWorker(Message, frozen=True):
     `hot_timeout_ms`: -1 stays hot for ever, 0 sleeps at once, else milliseconds
     since the last call.  The error `unavailable` asks for `SendLibrary`.
     `keep_warm`: it may be one that was kept of a `former` lease, and be kept in turn.
+    `opens`: the lease is to be opened first, which saves its client a question.
     """
 
     lease: LeaseId
@@ -401,6 +401,7 @@ class StartWorker(Message, frozen=True):
     transport: Name = "auto"
     keep_warm: bool = True
     former: Annotated[tuple[FormerLease, ...], Meta(max_length=FORMER_MAX)] = ()
+    opens: OpenLease | None = None
 
 
 class Endpoint(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -479,20 +480,6 @@ class WorkerExited(Message, frozen=True):
     worker: Count
     text: Text
     output: Annotated[bytes, Meta(max_length=OUTPUT_BYTES_MAX)] = b""
-
-
-class GetOutput(Message, frozen=True):
-    """Ask for the end of what a lease's latest worker wrote, from byte `start` of it on."""
-
-    lease: LeaseId
-    start: Count = 0
-
-
-class WorkerOutput(Message, frozen=True):
-    """A part of it; `more` when another follows."""
-
-    data: Annotated[bytes, Meta(max_length=OUTPUT_BYTES_MAX)]
-    more: bool = False
 
 
 class AdoptLink(Message, frozen=True):

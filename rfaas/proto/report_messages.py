@@ -1,9 +1,10 @@
-"""The messages by which people look on: bills, events, the last minutes in figures.
+"""The messages by which people look on: bills, events, the last minutes in figures, output.
 
     asks                    message           answered by
     client -> manager       ListBills         Bills
                             ListEvents        EventsPage
                             GetActivity       Activity
+    client -> executor      GetOutput         WorkerOutput
 
 Apart from `messages.py`, so that `rfaas call` does not load them.  Times are
 wall seconds since 1970, days are UTC.
@@ -15,7 +16,7 @@ from typing import Annotated
 
 from msgspec import Meta, Struct, field
 
-from rfaas.proto.messages import Count, Message, Name
+from rfaas.proto.messages import OUTPUT_BYTES_MAX, Count, LeaseId, Message, Name
 
 SAMPLES_MAX = 120  # seconds that are remembered
 
@@ -116,3 +117,17 @@ class Activity(Message, frozen=True):
 
     samples: Annotated[tuple[Sample, ...], Meta(max_length=SAMPLES_MAX)]
     hot: dict[Name, Amount] = field(default_factory=dict)
+
+
+class GetOutput(Message, frozen=True):
+    """Ask for the end of what a lease's latest worker wrote, from byte `start` of it on."""
+
+    lease: LeaseId
+    start: Count = 0
+
+
+class WorkerOutput(Message, frozen=True):
+    """A part of it; `more` when another follows."""
+
+    data: Annotated[bytes, Meta(max_length=OUTPUT_BYTES_MAX)]
+    more: bool = False

@@ -5,8 +5,8 @@ As those in messages.py, which has all that a node hears from outside.
     asks                    message           answered by
     zygote -> executor      LevelsFound       (notice, its first)
     executor -> zygote      SpawnWorker       WorkerSpawned (with the worker's end of a link)
-                            LimitWorker       WorkerLimited
                             StopProcess       ProcessStopped
+                            ResumeProcess     ProcessResumed
                             KillWorker        (notice)
     zygote -> executor      WorkerDied        (notice)
     executor -> worker      LoadLibrary       LibraryLoaded... (with three descriptors, and those
@@ -18,7 +18,7 @@ As those in messages.py, which has all that a node hears from outside.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta, Struct, field
 
@@ -26,6 +26,8 @@ from rfaas.proto.messages import Bytes, Count, Endpoint, ImageName, Message, Nam
 
 TURNS_MAX = 128  # lanes of a worker that shares processors; scm(7) takes 253 descriptors at once
 WORKER_FDS_MAX = 4 + TURNS_MAX  # of LoadLibrary
+
+LimitReached = Literal["", "memory", "processes"]  # of a worker's control group
 
 
 class Limits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -59,10 +61,19 @@ class Lack(Struct, frozen=True, forbid_unknown_fields=True):
     hint: Text = ""
 
 
+class Places(Struct, frozen=True, forbid_unknown_fields=True):
+    """Where control groups are made (`sandbox.cgroups`): of each controller, which version of them
+    has it, and the folder; `kill` is that of version 2."""
+
+    version: dict[str, int]
+    folders: dict[str, str]
+
+
 class LevelsFound(Message, frozen=True):
-    """The levels that there are, and what each lacks here."""
+    """The levels that there are, what each lacks here, and where the groups of workers are."""
 
     levels: dict[Name, tuple[Lack, ...]]
+    places: Places
 
 
 class LoadLibrary(Message, frozen=True):
@@ -144,7 +155,7 @@ class SpawnWorker(Message, frozen=True):
     """Start a worker at a level of isolation; two descriptors: its end of a link, its stderr.
 
     It may use the processors `cpus`, where they are known.  One that waits in a pool has no lease
-    yet, and gets its limits by `LimitWorker`.
+    yet: its group gets its limits once it has one.
     """
 
     isolation: Name
@@ -156,22 +167,10 @@ class SpawnWorker(Message, frozen=True):
 
 
 class WorkerSpawned(Message, frozen=True):
-    """A worker runs; `cpu_file` is where the kernel counts the processor time of its group."""
+    """A worker runs; `group` is the name of its control groups, if it has some."""
 
     pid: Count
-    cpu_file: Text = ""
-
-
-class LimitWorker(Message, frozen=True):
-    """Set the limits of a worker that is handed to a lease; one that was stopped goes on."""
-
-    pid: Count
-    limits: Limits
-    cpus: tuple[int, ...] = ()
-
-
-class WorkerLimited(Message, frozen=True):
-    """Its limits hold: it may have its task."""
+    group: Text = ""
 
 
 class StopProcess(Message, frozen=True):
@@ -187,6 +186,16 @@ class ProcessStopped(Message, frozen=True):
     cpu_ticks: Count
 
 
+class ResumeProcess(Message, frozen=True):
+    """A worker that was stopped is handed to a lease: it goes on."""
+
+    pid: Count
+
+
+class ProcessResumed(Message, frozen=True):
+    """It runs: it may have its task."""
+
+
 class KillWorker(Message, frozen=True):
     """Kill a worker and all that it started."""
 
@@ -194,12 +203,12 @@ class KillWorker(Message, frozen=True):
 
 
 class WorkerDied(Message, frozen=True):
-    """A worker is gone; `status` as of waitpid(2), `why` the limit that it ran into.
+    """A worker is gone; `status` as of waitpid(2), `reached` the limit that it ran into.
 
     `cpu_ns` is the processor time of all that it started, where that was counted.
     """
 
     pid: Count
     status: int
-    why: Text = ""
+    reached: LimitReached = ""
     cpu_ns: Count = 0

@@ -45,6 +45,7 @@ from rfaas.launch.pool import Pool
 from rfaas.launch.zygote import Started
 from rfaas.proto import messages as m
 from rfaas.proto.codec import names_page
+from rfaas.proto.report_messages import GetOutput, WorkerOutput
 from rfaas.proto.worker_messages import ContainerTask
 from rfaas.transport import fitting, transport
 
@@ -257,7 +258,7 @@ class Executor:
                     reply = client.incoming.take(message)
                 case m.LendLibrary():
                     reply = await client.incoming.read(client.link, message)
-                case m.GetOutput():
+                case GetOutput():
                     reply = self._output(client, message)
                 case m.ListFunctions():
                     reply = self._functions(message)
@@ -303,8 +304,10 @@ class Executor:
         if len(self._granted) > self._node.cores:  # no more can be live: the oldest has expired
             del self._granted[next(iter(self._granted))]
 
-    async def _open(self, client: Client, request: m.OpenLease) -> m.LeaseOpened:
+    async def _open(self, client: Client, request: m.OpenLease, wanted: str = "") -> m.LeaseOpened:
         claims = await self._claims(client, request)
+        if wanted and claims.lease != wanted:
+            raise ProtocolError(f"the token is not that of lease {wanted[:8]}")
         lease = await self._pool.open(claims)
         owner = self._clients.setdefault(claims.lease, client)
         if owner is not client:
@@ -341,6 +344,8 @@ class Executor:
     async def _start_worker(
         self, client: Client, request: m.StartWorker
     ) -> tuple[m.WorkerStarted, tuple[int, ...]]:
+        if request.opens is not None:
+            await self._open(client, request.opens, request.lease)
         carrier = transport(fitting(request.transport, client.link.passes_fds))
         try:
             host = carrier.host(self._device)
@@ -392,14 +397,14 @@ class Executor:
 
         return await self._images.task(claims.image, say)
 
-    def _output(self, client: Client, request: m.GetOutput) -> m.WorkerOutput:
+    def _output(self, client: Client, request: GetOutput) -> WorkerOutput:
         # Its own client may read it, and who may open our socket's file: the executor's user.
         known = request.lease in client.leases or client.link.passes_fds
         written = self._pool.outputs.tail(request.lease) if known else None
         if written is None:
             raise UsageError(f"lease {request.lease[:8]} has had no worker on this node")
         end = request.start + m.OUTPUT_BYTES_MAX
-        return m.WorkerOutput(data=written[request.start : end], more=len(written) > end)
+        return WorkerOutput(data=written[request.start : end], more=len(written) > end)
 
     def _functions(self, request: m.ListFunctions) -> m.Functions:
         process = self._pool.process(request.lease)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple, NoReturn, Protocol
 
 from rfaas.errors import UsageError
-from rfaas.sandbox import bubblewrap, container, none, process, sandbox
+from rfaas.sandbox import bubblewrap, cgroups, container, none, process, sandbox
 from rfaas.sandbox.end import End
 
 if TYPE_CHECKING:
@@ -44,13 +44,10 @@ class Confined(Protocol):
     """A worker that a level has started, as the zygote sees it."""
 
     pid: int  # a child of the zygote, in a session of its own; its death is the worker's
-    cpu_file: str  # where its control group's processor time stands, or ""
+    group: cgroups.Group | None  # its control groups, where it has some
 
     def kill(self) -> None:
         """Kill the worker and all that it started; its death comes as a child's.  Repeatable."""
-
-    def limit(self, limits: Limits, cpus: Sequence[int]) -> None:
-        """Set the limits of one that waited in a pool."""
 
     def stop(self) -> tuple[int, int]:
         """Stop the worker, which nobody calls any more, as of `stopping.stop`, which it returns.

@@ -17,12 +17,11 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from itertools import count
-from typing import NamedTuple
 
 from rfaas.errors import SystemCallError
 from rfaas.native import _jail
 from rfaas.paths import system_text
-from rfaas.proto.worker_messages import Lack, Limits
+from rfaas.proto.worker_messages import Lack, LimitReached, Limits, Places
 
 CONTROLLERS = ("memory", "pids", "cpuset")
 COUNTER = "cpuacct"  # of version 1, where there is no version 2 to count processor time
@@ -36,25 +35,22 @@ _OURS = re.compile(r"rfaas-\d+-\d+-\d+-\d+")
 _ESCAPES = (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\"))  # of mountinfo
 
 
-class Places(NamedTuple):
-    """Where groups can be made: the folder of each controller, and of `kill` (version 2)."""
-
-    version: dict[str, int]
-    folders: dict[str, str]
-
-    @property
-    def missing(self) -> list[str]:
-        return [name for name in CONTROLLERS if name not in self.folders]
-
-
 class Group:
-    """The groups of one worker."""
+    """The groups of one worker, one in each hierarchy, all of the same name.
+
+    The zygote makes and removes them; the executor knows them by their name, and limits those
+    of a worker that waited.
+    """
 
     def __init__(self, places: Places, name: str) -> None:
-        """Make them.  Raises OSError."""
+        self.name = name
         self._places = places
         self._folders = {key: f"{folder}/{name}" for key, folder in places.folders.items()}
         self._made: list[str] = []
+
+    def make(self) -> None:
+        """Make them.  Raises OSError."""
+        places = self._places
         try:
             for folder in dict.fromkeys(self._folders.values()):
                 os.mkdir(folder)
@@ -139,15 +135,15 @@ class Group:
         best = [self._folders[key] for key in ("kill", "pids") if key in self._folders]
         any(_kill(folder) for folder in dict.fromkeys([*best, *self._made]))
 
-    def reached(self, limits: Limits) -> str:
-        """Which limit its processes ran into, in words, or ""."""
+    def reached(self) -> LimitReached:
+        """Which limit its processes ran into, if any."""
         if folder := self._folders.get("memory"):
             file = "memory.oom_control" if self._places.version["memory"] == 1 else "memory.events"
             if _counter(f"{folder}/{file}", "oom_kill"):
-                return f"its memory limit of {limits.memory_bytes} bytes is reached"
+                return "memory"
         folder = self._folders.get("pids")
         if folder and _counter(f"{folder}/pids.events", "max"):
-            return f"it reached its limit of {limits.processes} processes and threads"
+            return "processes"
         return ""
 
     @property
@@ -201,6 +197,7 @@ class Groups:
         group, self._ready = self._ready, None
         if group is None and self.places.folders:
             group = Group(self.places, f"{self._name}{next(self._numbers)}")
+            group.make()
         return group
 
     def make_ready(self) -> None:
@@ -293,10 +290,10 @@ def find() -> tuple[Places, str]:
             version[name], folders[name] = 1 if key else 2, folder
     if "kill" in folders:
         folders.pop(COUNTER, None)
-    places = Places(version, folders)
-    if places.missing and not why:
-        why = f"no hierarchy of {', '.join(places.missing)} is mounted for writing"
-    return places, why if places.missing else ""
+    missing = [name for name in CONTROLLERS if name not in folders]
+    if missing and not why:
+        why = f"no hierarchy of {', '.join(missing)} is mounted for writing"
+    return Places(version, folders), why if missing else ""
 
 
 def name_of(zygote: int) -> str:

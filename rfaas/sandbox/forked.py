@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -18,43 +18,34 @@ from rfaas.sandbox import cgroups, gpus, stopping
 from rfaas.sandbox.end import End
 
 if TYPE_CHECKING:
-    from rfaas.proto.worker_messages import Limits
     from rfaas.sandbox import Birth
 
 
 class Forked:
     """See `sandbox.Confined`."""
 
-    def __init__(self, pid: int, group: cgroups.Group | None, limits: Limits) -> None:
+    def __init__(self, pid: int, group: cgroups.Group | None) -> None:
         self.pid = pid
-        self.cpu_file = group.cpu_file if group is not None else ""
-        self._group = group
-        self._limits = limits
+        self.group = group
         self._stopped = False
 
     def kill(self) -> None:
         """Kill it and its groups; what has left those is the zygote's to find."""
-        if self._group is not None:
-            self._group.kill()
+        if self.group is not None:
+            self.group.kill()
         for kill in (os.kill, os.killpg):
             with suppress(ProcessLookupError):
                 kill(self.pid, signal.SIGKILL)
 
-    def limit(self, limits: Limits, cpus: Sequence[int]) -> None:
-        """All that it starts; itself it limits when it gets its task."""
-        self._limits = limits
-        if self._group is not None:
-            self._group.limit(limits, cpus)
-
     def stop(self) -> tuple[int, int]:
         self._stopped = True
         found = stopping.stop(self.pid)
-        if self._group is not None and (others := self._group.processes() - {self.pid}):
+        if self.group is not None and (others := self.group.processes() - {self.pid}):
             raise SystemCallError(f"its group has {len(others)} processes beside it")
         return found
 
     def has(self, pid: int) -> bool:
-        return self._group is not None and pid in self._group.processes()
+        return self.group is not None and pid in self.group.processes()
 
     def go_on(self) -> None:
         if self._stopped:
@@ -62,10 +53,10 @@ class Forked:
             os.kill(self.pid, signal.SIGCONT)
 
     def reaped(self, status: int, cpu_ns: int) -> End:
-        if self._group is None:
+        if self.group is None:
             return End(status, cpu_ns=cpu_ns)
-        end = End(status, self._group.reached(self._limits), max(cpu_ns, self._group.cpu_ns()))
-        cgroups.of_node().remove(self._group)
+        end = End(status, self.group.reached(), max(cpu_ns, self.group.cpu_ns()))
+        cgroups.of_node().remove(self.group)
         return end
 
 
@@ -95,4 +86,4 @@ def fork(
 
     if not pid:
         birth.run(parent, prepare)
-    return Forked(pid, group, birth.order.limits)
+    return Forked(pid, group)

@@ -23,6 +23,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
+from msgspec.structs import replace
+
 from rfaas.control.link import Link
 from rfaas.core.elf import ExportedFunction, read_functions
 from rfaas.errors import PeerLostError, RfaasError, SystemCallError
@@ -76,19 +78,14 @@ class Container(Protocol):
 class Kept:
     """A keeper as the zygote sees it: see `sandbox.Confined`."""
 
-    def __init__(self, pid: int, group: cgroups.Group | None, limits: Limits) -> None:
+    def __init__(self, pid: int, group: cgroups.Group | None) -> None:
         self.pid = pid
-        self._group = group
-        self._limits = limits
-        self.cpu_file = group.cpu_file if group is not None else ""
+        self.group = group
 
     def kill(self) -> None:
         """Ask it to take its container away; it cannot be made to wait by what is in there."""
         with suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGTERM)
-
-    def limit(self, limits: Limits, cpus: Sequence[int]) -> None:
-        """Nothing: containers do not wait in a pool."""
 
     def stop(self) -> tuple[int, int]:
         raise SystemCallError("what is in its container serves one lease")
@@ -102,13 +99,12 @@ class Kept:
 
     def reaped(self, status: int, cpu_ns: int) -> End:
         """What the keeper ended as, its worker did; its own time and its engine's is ours."""
-        why, cpu_ns = "", 0
-        if self._group is not None:
-            why = self._group.reached(self._limits)
-            self._group.kill()  # where the keeper was killed itself
-            cpu_ns = self._group.cpu_ns()
-            cgroups.of_node().remove(self._group)
-        return End(status, why, cpu_ns)
+        if self.group is None:
+            return End(status)
+        self.group.kill()  # where the keeper was killed itself
+        end = End(status, self.group.reached(), self.group.cpu_ns())
+        cgroups.of_node().remove(self.group)
+        return end
 
 
 def start(birth: Birth, prepare: Callable[[cgroups.Group | None], None]) -> Kept:
@@ -121,8 +117,7 @@ def start(birth: Birth, prepare: Callable[[cgroups.Group | None], None]) -> Kept
         OSError: it cannot be forked.
         SystemCallError: no control group can be made, though some can.
     """
-    limits = birth.order.limits
-    group = cgroups.of_node().limited(limits, birth.order.cpus)
+    group = cgroups.of_node().limited(birth.order.limits, birth.order.cpus)
     # Blocked until it is ready to hear: an order to stop that comes early is kept.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     zygote = os.getpid()
@@ -136,7 +131,7 @@ def start(birth: Birth, prepare: Callable[[cgroups.Group | None], None]) -> Kept
         raise
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    return Kept(pid, group, limits)
+    return Kept(pid, group)
 
 
 def rlimits(limits: Limits) -> list[tuple[int, int]]:
@@ -271,10 +266,11 @@ class _Keeper:
             if silence_s == 0.0:
                 break
         group = container.group
-        why = group.reached(self._task.limits) if group is not None else ""
-        cpu_ns = group.cpu_ns() if group is not None else 0
+        died = WorkerDied(pid=os.getpid(), status=self.status)
+        if group is not None:
+            died = replace(died, reached=group.reached(), cpu_ns=group.cpu_ns())
         with suppress(PeerLostError):
-            self._link.send(WorkerDied(pid=os.getpid(), status=self.status, why=why, cpu_ns=cpu_ns))
+            self._link.send(died)
 
     def _start_engine(self, container: Container) -> None:
         theirs: socket.socket | None = None

@@ -66,27 +66,18 @@ _HINTS = {
 class Jailed:
     """See `sandbox.Confined`; `pid` is the init."""
 
-    def __init__(
-        self, pid: int, status_fd: int, group: cgroups.Group | None, limits: Limits
-    ) -> None:
+    def __init__(self, pid: int, status_fd: int, group: cgroups.Group | None) -> None:
         self.pid = pid
+        self.group = group
         self._status_fd = status_fd
-        self._group = group
-        self._limits = limits
-        self.cpu_file = group.cpu_file if group is not None else ""
         self._stopped = 0  # the worker's process id, out here
 
     def kill(self) -> None:
         """An init takes all of its namespace along; its group goes at one blow, where it can."""
-        if self._group is not None:
-            self._group.kill()
+        if self.group is not None:
+            self.group.kill()
         with suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
-
-    def limit(self, limits: Limits, cpus: Sequence[int]) -> None:
-        self._limits = limits
-        if self._group is not None:
-            self._group.limit(limits, cpus)
 
     def stop(self) -> tuple[int, int]:
         """An init has its worker for a child, and whatever else there is comes to it as well."""
@@ -114,12 +105,12 @@ class Jailed:
     def reaped(self, status: int, cpu_ns: int) -> End:
         said = os.read(self._status_fd, 4)  # the init is gone: there is a status or the end
         os.close(self._status_fd)
-        why = ""
-        if self._group is not None:
-            why = self._group.reached(self._limits)
-            cpu_ns = max(cpu_ns, self._group.cpu_ns())
-            cgroups.of_node().remove(self._group)
-        return End(int.from_bytes(said, "little") if len(said) == 4 else status, why, cpu_ns)
+        status = int.from_bytes(said, "little") if len(said) == 4 else status
+        if self.group is None:
+            return End(status, cpu_ns=cpu_ns)
+        end = End(status, self.group.reached(), max(cpu_ns, self.group.cpu_ns()))
+        cgroups.of_node().remove(self.group)
+        return end
 
 
 class SandboxLevel:
@@ -161,14 +152,13 @@ class SandboxLevel:
         return lacks
 
     def start(self, birth: Birth) -> Jailed:
-        limits = birth.order.limits
         group = self._groups.make() if self._groups else None
         ready, go = os.pipe()
         status, say = os.pipe()
         pid = birth_fd = -1
         try:
             if group is not None:
-                group.limit(limits, birth.order.cpus)
+                group.limit(birth.order.limits, birth.order.cpus)
                 birth_fd = group.birth_fd()
             user = self._user if self._namespaces & _jail.NEWUSER else -1
             pid = _jail.clone(
@@ -185,7 +175,7 @@ class SandboxLevel:
             if self._namespaces & _jail.NEWUSER:
                 _map_user(pid, self._user)
             os.write(go, b"\n")
-            return Jailed(pid, status, group, limits)
+            return Jailed(pid, status, group)
         except OSError as error:
             os.close(status)
             if pid > 0:

@@ -11,7 +11,7 @@ import pytest
 from rfaas.errors import CapacityError
 from tests.functions.build import build_library
 from tests.harness.hostile import groups_left
-from tests.harness.processes import descendants, until
+from tests.harness.processes import descendants, until, workers_of
 from tests.harness.site import Site
 
 needs_unshare = pytest.mark.skipif(
@@ -138,6 +138,12 @@ def test_low_limits(site: Site, shipped: Path, limit: str) -> None:
     assert done.stdout == Path(__file__).read_bytes()
 
 
+def waiting_workers(executor: int) -> set[int]:
+    """Workers of a node without leases, once none of a former lease is left."""
+    found = set(workers_of(executor))
+    return found if len(found) == 1 else set()
+
+
 def test_a_worker_that_waited(site: Site, counter: Path) -> None:
     """It serves a lease, dies with it, and another one waits; all of them end with the node."""
     site.set(sandbox__pool=1, lease__isolation="sandbox")
@@ -158,6 +164,31 @@ def test_a_worker_that_waited(site: Site, counter: Path) -> None:
         with session.lease(library=counter) as lease:
             assert int.from_bytes(lease.call("count"), "little") == 1
             assert again <= set(descendants(executor.pid))
+
+
+@pytest.mark.parametrize("level", ["none", "process"])
+def test_a_level_that_was_wanted_waits(site: Site, counter: Path, level: str) -> None:
+    """Once a lease has had it: the next one is served by a process that was there before."""
+    site.set(sandbox__pool=1, sandbox__levels=level, lease__isolation=level)
+    executor = site.start("executor", "--resource-manager", "none")
+    with site.session(client__executor=site.address("executor")) as session:
+        with session.lease(library=counter, memory="64MiB") as lease:
+            assert int.from_bytes(lease.call("count"), "little") == 1
+        waits = until(lambda: waiting_workers(executor.pid), "a worker that waits")
+        with session.lease(library=counter, memory="64MiB") as lease:
+            assert int.from_bytes(lease.call("count"), "little") == 1
+            assert waits <= set(workers_of(executor.pid))
+            assert lease.isolation == level
+
+
+def test_a_level_that_nobody_wants_waits_no_more(site: Site, counter: Path) -> None:
+    site.set(sandbox__pool=1, sandbox__pool_age_s=1, lease__isolation="process")
+    site.set(sandbox__levels="process")
+    executor = site.start("executor", "--resource-manager", "none")
+    with site.session(client__executor=site.address("executor")) as session:
+        session.lease(library=counter).close()
+        until(lambda: waiting_workers(executor.pid), "a worker that waits")
+        until(lambda: not workers_of(executor.pid), "the end of those that wait")
 
 
 def test_workers_that_waited_too_long_are_replaced(site: Site) -> None:

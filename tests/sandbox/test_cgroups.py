@@ -11,8 +11,8 @@ import pytest
 
 from rfaas.errors import SystemCallError
 from rfaas.native import _jail
-from rfaas.proto.worker_messages import Limits
-from rfaas.sandbox.cgroups import Group, Groups, Places
+from rfaas.proto.worker_messages import Limits, Places
+from rfaas.sandbox.cgroups import Group, Groups
 from tests.harness.processes import until
 
 LIMITS = Limits(lanes=1, memory_bytes=64 << 20, processes=8)
@@ -64,7 +64,7 @@ def names_of(pid: int) -> set[str]:
 
 
 def only(groups: Groups, *keys: str) -> Places:
-    version, folders = groups.places
+    version, folders = groups.places.version, groups.places.folders
     return Places({key: version[key] for key in keys}, {key: folders[key] for key in keys})
 
 
@@ -85,6 +85,7 @@ def test_one_by_one_where_there_is_no_kill(groups: Groups) -> None:
     if groups.places.version.get("pids") != 1:
         pytest.skip("control groups of version 1 are not there")
     group = Group(only(groups, "pids", "memory"), groups._name + "7")
+    group.make()
     try:
         pid = member(group)
         assert not group.remove()
