@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from typing import NamedTuple
 
 from rfaas.control.link import Link
@@ -90,7 +91,9 @@ def _read(path: str) -> bytes:
         raise LibraryError("no library is named", hint="give the path of a shared object")
     try:
         with open(path, "rb") as file:
-            return file.read(LIBRARY_BYTES_MAX + 1)
+            found = os.fstat(file.fileno())
+            size = found.st_size if stat.S_ISREG(found.st_mode) else 0
+            return file.read(min(size or LIBRARY_BYTES_MAX, LIBRARY_BYTES_MAX) + 1)
     except FileNotFoundError:
         raise LibraryError(
             f"no such library: {path}",

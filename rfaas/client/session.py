@@ -14,6 +14,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Literal
 
@@ -57,6 +58,7 @@ from rfaas.proto.proof import prove
 
 RENEWALS_PER_LEASE = 3  # a lease is renewed when a third of its time has passed
 ANSWER_S = 30.0  # to a request, beside the time that it waits for cores
+PRIVATE_PEER = "the private executor"
 RETRY_S = 0.5  # between two tries to renew while nobody answers
 
 
@@ -91,6 +93,7 @@ class Session:
         self._leases: weakref.WeakSet[Lease] = weakref.WeakSet()
         self._private: PrivateExecutor | None = None
         self.progress: Callable[[str], None] | None = None  # told of what takes long: an image
+        self._ahead: deque[links.Greeting] = deque()  # links for leases that are being asked for
         self._keeper: threading.Thread | None = None
         self._closed = threading.Event()
         self.link, self.where = self._connect()
@@ -121,14 +124,16 @@ class Session:
             self.config.executor, self.config.sandbox, self.config.rdma.device
         )
         try:
-            return links.greet(
-                self._private.link_socket, "the private executor", self._hello
-            ), "private"
+            link = links.greet(self._private.link_socket, PRIVATE_PEER, self._hello)
+            return link, "private"
         except BaseException:
             self._private.close()
             raise
 
     def _link_at(self, address: str) -> Link:
+        return self._greet(address).link()
+
+    def _greet(self, address: str) -> links.Greeting:
         hello, key, control = self._hello, b"", self.config.control
         if control.auth == "munge":
             from rfaas.control import munge
@@ -138,7 +143,7 @@ class Session:
             from rfaas.control import cluster_key
 
             key = cluster_key.read(control)
-        return links.connect(address, hello, self.config.rdma.device, key)
+        return links.dial(address, hello, self.config.rdma.device, key)
 
     def lease(  # noqa: PLR0913 - as many things can be asked for
         self,
@@ -221,7 +226,13 @@ class Session:
                 )
             options["hot_timeout_ms"] = 0
         start = time.monotonic_ns()
-        granted = self._request(wanted)
+        self._greet_ahead(wanted)
+        try:
+            granted = self._request(wanted)
+        except BaseException:
+            with suppress(IndexError):  # nobody needs it
+                self._ahead.pop().close()
+            raise
         lease = _kind(granted, wanted)(self, found, **options)
         lease.steps_ns["request"] = time.monotonic_ns() - start
         with self._lock:  # before it is open: loading may take longer than it lasts
@@ -294,17 +305,30 @@ class Session:
 
     def link_to(self, address: str) -> Link:
         """A new link to the executor of a lease."""
-        if self._private is None:
-            if self.config.client.executor:  # the one that granted it: as it was reached before
-                address = self.where
-            return self._link_at(address)
+        with suppress(IndexError):
+            return self._ahead.pop().link()
+        if self._private is not None:
+            return self._greet_private().link()
+        # The one that granted it: as it was reached before.
+        return self._link_at(self.where if self.config.client.executor else address)
+
+    def _greet_ahead(self, wanted: RequestLease) -> None:
+        """Where who grants a lease is its executor, it makes the lease's link meanwhile."""
+        if wanted.wait_s:
+            return
+        if self._private is not None:
+            self._ahead.append(self._greet_private())
+        elif self.config.client.executor and is_local(self.where):
+            self._ahead.append(self._greet(self.where))
+
+    def _greet_private(self) -> links.Greeting:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with theirs:  # where it is not adopted, it is closed: that is answer enough
-            adopt = AdoptLink()
-            self.link.post(adopt, (theirs.fileno(),)) or self.link.request(
-                adopt, (theirs.fileno(),)
-            )
-        return links.greet(ours, "the private executor", self._hello)
+            greeting = links.Greeting(ours, PRIVATE_PEER, self._hello)
+            fds = (theirs.fileno(),)
+            if not self.link.post(AdoptLink(), fds):
+                self.link.request(AdoptLink(), fds)
+        return greeting
 
     def nodes(self) -> list[NodeReport]:
         """The nodes of the cluster."""
@@ -340,6 +364,8 @@ class Session:
             lease.close()
         if self._keeper is not None:
             self._keeper.join()
+        while self._ahead:
+            self._ahead.pop().close()
         self.link.close()
         if self._private is not None:
             self._private.close()

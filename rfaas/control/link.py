@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     import socket
 
     from rfaas.control.carrier import Carrier
+    from rfaas.control.cluster_key import Introduction
     from rfaas.proto.guard import Guard
 
 NOTICES_MAX = 4096
@@ -85,17 +86,26 @@ class Link:
             RfaasError: the peer answered with an error.
         """
         with self._lock:
-            wanted = next(self._ids)
-            self.send(msgspec.structs.replace(message, id=wanted), fds)
+            return self.finish(self.begin(message, fds), timeout_s=timeout_s)
+
+    def begin(self, message: Message, fds: tuple[int, ...] = ()) -> Message:
+        """Send a request and return it for `finish`; until then, nobody else receives here."""
+        asked = msgspec.structs.replace(message, id=next(self._ids))
+        self.send(asked, fds)
+        return asked
+
+    def finish(self, asked: Message, *, timeout_s: float = 30.0) -> Message:
+        """The reply to what was begun; raises as `request`."""
+        with self._lock:
             deadline = time.monotonic() + timeout_s
             while True:
                 reply = self.receive(deadline)
                 if reply is None:
                     self.close()
                     raise PeerLostError(
-                        f"no answer from {self.peer} to {type(message).__name__} in {timeout_s:g} s"
+                        f"no answer from {self.peer} to {type(asked).__name__} in {timeout_s:g} s"
                     )
-                if reply.id == wanted or (reply.id == 0 and isinstance(reply, Error)):
+                if reply.id == asked.id or (reply.id == 0 and isinstance(reply, Error)):
                     break  # an error without a request's id refuses the link
                 self._keep(reply)
         if isinstance(reply, Error):
@@ -284,34 +294,58 @@ class Link:
         return PeerLostError(f"lost {self.peer}: {why or 'the system does not say why'}")
 
 
-def greet(end: socket.socket | Carrier, peer: str, hello: Hello, key: bytes = b"") -> Link:
-    """Say hello on a new connection; the link, once the peer has answered in our version.
+class Greeting:
+    """Hello is said on a new connection, and the peer may take its time to answer.
 
-    With a `key`, the cluster's, both sides have proved then that they have it.
+    With a `key`, the cluster's, both sides prove that they have it.
     """
-    link = Link(end, peer)
-    try:
-        ours = f"{hello.role} {hello.name}"
+
+    def __init__(
+        self, end: socket.socket | Carrier, peer: str, hello: Hello, key: bytes = b""
+    ) -> None:
+        self._link = link = Link(end, peer)
+        self._hello = hello
+        self._introduction: Introduction | None = None
+        first = hello
         if key:
             from rfaas.control.cluster_key import Introduction
 
-            introduction = Introduction(key, hello, link.carrier)
-            challenge = link.request(introduction.hello)
-            answer, guard = introduction.answer(challenge, peer)
-            link.protect(guard)
-            welcome = link.request(answer)
-        else:
-            welcome = link.request(hello)
-        link.peer = welcomed(welcome, peer, ours)
-        if isinstance(welcome, Welcome):
-            link.nonce = welcome.nonce
-    except PeerLostError as error:
-        link.close()
-        raise UnavailableError(f"{peer} does not answer: {error.text}") from None
-    except BaseException:
-        link.close()
-        raise
-    return link
+            self._introduction = Introduction(key, hello, link.carrier)
+            first = self._introduction.hello
+        try:
+            self._asked = link.begin(first)
+        except PeerLostError as error:
+            raise self._unanswered(error) from None
+        except BaseException:
+            link.close()
+            raise
+
+    def link(self) -> Link:
+        """The link, once the peer has answered in our version."""
+        link, hello = self._link, self._hello
+        try:
+            welcome = link.finish(self._asked)
+            if self._introduction is not None:
+                answer, guard = self._introduction.answer(welcome, link.peer)
+                link.protect(guard)
+                welcome = link.request(answer)
+            link.peer = welcomed(welcome, link.peer, f"{hello.role} {hello.name}")
+            if isinstance(welcome, Welcome):
+                link.nonce = welcome.nonce
+        except PeerLostError as error:
+            raise self._unanswered(error) from None
+        except BaseException:
+            link.close()
+            raise
+        return link
+
+    def close(self) -> None:
+        """Do without the link."""
+        self._link.close()
+
+    def _unanswered(self, error: PeerLostError) -> UnavailableError:
+        self._link.close()
+        return UnavailableError(f"{self._link.peer} does not answer: {error.text}")
 
 
 def welcomed(reply: Message, peer: str, ours: str) -> str:
@@ -324,6 +358,16 @@ def welcomed(reply: Message, peer: str, ours: str) -> str:
     return f"{reply.role} {reply.name}"
 
 
+def greet(end: socket.socket | Carrier, peer: str, hello: Hello, key: bytes = b"") -> Link:
+    """Say hello on a new connection; the link, once the peer has answered."""
+    return Greeting(end, peer, hello, key).link()
+
+
+def dial(address: str, hello: Hello, device: str = "", key: bytes = b"") -> Greeting:
+    """Greet whoever listens at `address`; over RDMA from `device`, "": the route's."""
+    return Greeting(ends.connect(address, device), f"the peer at {address}", hello, key)
+
+
 def connect(address: str, hello: Hello, device: str = "", key: bytes = b"") -> Link:
-    """A link to whoever listens at `address`; over RDMA from `device`, "": the route's."""
-    return greet(ends.connect(address, device), f"the peer at {address}", hello, key)
+    """The same; the link, once it has answered."""
+    return dial(address, hello, device, key).link()
