@@ -326,8 +326,12 @@ class Session:
         with theirs:  # where it is not adopted, it is closed: that is answer enough
             greeting = links.Greeting(ours, PRIVATE_PEER, self._hello)
             fds = (theirs.fileno(),)
-            if not self.link.post(AdoptLink(), fds):
-                self.link.request(AdoptLink(), fds)
+            try:
+                if not self.link.post(AdoptLink(), fds):
+                    self.link.request(AdoptLink(), fds)
+            except BaseException:
+                greeting.close()
+                raise
         return greeting
 
     def nodes(self) -> list[NodeReport]:
