@@ -20,6 +20,8 @@ from msgspec.structs import replace
 from rfaas.control.aio import AsyncLink, no_silent_end
 from rfaas.core.accounting import Counts, counts_of, summed, usage_of
 from rfaas.errors import (
+    ConfigError,
+    DeviceError,
     InternalError,
     LibraryError,
     PeerLostError,
@@ -58,6 +60,9 @@ from rfaas.proto.worker_messages import (
 from rfaas.sandbox import KEPT, cgroups
 from rfaas.transport import ring
 
+SAID = frozenset(  # kinds of error that a worker tells of
+    kind.code for kind in (ConfigError, DeviceError, LibraryError, ProtocolError, SystemCallError)
+)
 CLOSE_TIMEOUT_S = 2.0  # for the zygote to end its workers; it needs a few milliseconds
 CLOSE_POLL_S = 0.002
 ZYGOTE_GONE = "the zygote is gone: no worker can be started"
@@ -318,14 +323,18 @@ class WorkerProcess:
         while (message := await self._link.receive()) is not None:
             match message:
                 case Error():
-                    raise from_wire(message.code, message.text, message.hint)
+                    # A constructor may say it too, and must not say what we would act upon.
+                    code = message.code if is_kept or message.code in SAID else LibraryError.code
+                    raise from_wire(code, message.text, message.hint)
                 case LibraryLoaded():
                     self._take(message)
                     if self.meter is not None and is_kept:
                         self.meter.follow(message.inside)
                     if not message.more:
-                        self._listening = asyncio.create_task(self._listen(self._link))
+                        listen = self._listen(self._link, zygote, is_kept=is_kept)
+                        self._listening = asyncio.create_task(listen)
                         return
+                    await asyncio.sleep(0)  # who never stops must not keep others waiting
                 case _:
                     raise LibraryError(f"the worker sent {type(message).__name__} while loading")
         death = await asyncio.shield(self._death)
@@ -343,6 +352,8 @@ class WorkerProcess:
 
     def _take(self, message: LibraryLoaded) -> None:
         self.functions += message.functions
+        if message.more and not message.functions:
+            raise LibraryError("the worker tells of functions without end")
         if len(self.functions) > wire.FUNCTIONS_MAX:  # a constructor can say anything
             raise LibraryError("the worker tells of more functions than there can be")
         self.steps_ns = message.steps_ns
@@ -384,16 +395,26 @@ class WorkerProcess:
     async def _part(self) -> None:
         """Let go of what serves beside it."""
 
-    async def _listen(self, link: AsyncLink) -> None:
-        """A keeper tells of its worker's death before all of its container is taken away."""
-        with suppress(PeerLostError, ProtocolError):
+    async def _listen(self, link: AsyncLink, zygote: Zygote, *, is_kept: bool) -> None:
+        """Hear a keeper, which tells of its worker's death before all of its container is taken
+        away, and a worker that leaves its lanes.
+
+        What else comes from a worker, its function has written there: it ends with that.
+        """
+        try:
             while (message := await link.receive()) is not None:
-                if isinstance(message, WorkerDied) and self._death is not None:
+                if is_kept and isinstance(message, WorkerDied) and self._death is not None:
                     _tell(self._death, message)
                 elif isinstance(message, LanesLeft) and self._left and not self._left.done():
                     self._left.set_result(None)
                 else:
-                    break
+                    raise ProtocolError(f"a worker sent {type(message).__name__}")
+        except ProtocolError:
+            self.epitaph = self.epitaph or "the worker was stopped: it said what nobody asked for"
+            with suppress(PeerLostError):  # the zygote is gone, and it with it
+                zygote.kill(self.pid)
+        except PeerLostError:
+            pass
         if self._left and not self._left.done():
             self._left.set_exception(PeerLostError("the worker is gone"))
 

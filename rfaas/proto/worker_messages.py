@@ -209,6 +209,6 @@ class WorkerDied(Message, frozen=True):
     """
 
     pid: Count
-    status: int
+    status: Annotated[int, Meta(ge=0, le=0xFFFF)]
     reached: LimitReached = ""
     cpu_ns: Count = 0
