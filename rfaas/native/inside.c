@@ -236,8 +236,7 @@ static int attend(int keeper, int signals, int answers, pid_t worker) {
             if (read(answers, &message, sizeof message) == (ssize_t)sizeof message &&
                 message.kind > INSIDE_HELLO && message.kind < INSIDE_ENDED)
                 tell(keeper, &message);
-            else
-                ready[2].fd = -1;
+            ready[2].fd = -1; /* it says one thing: a constructor may never stop */
         }
         if (!ready[1].revents)
             continue;
@@ -248,10 +247,10 @@ static int attend(int keeper, int signals, int answers, pid_t worker) {
         for (pid_t pid; (pid = waitpid(-1, &status, WNOHANG | __WALL)) > 0;) {
             if (pid != worker)
                 continue;
-            while (ready[2].fd >= 0 && read(answers, &message, sizeof message) ==
-                                           (ssize_t)sizeof message) /* what it said before */
-                if (message.kind > INSIDE_HELLO && message.kind < INSIDE_ENDED)
-                    tell(keeper, &message);
+            if (ready[2].fd >= 0 && /* what it said before */
+                read(answers, &message, sizeof message) == (ssize_t)sizeof message &&
+                message.kind > INSIDE_HELLO && message.kind < INSIDE_ENDED)
+                tell(keeper, &message);
             message = (inside_message){.kind = INSIDE_ENDED, .status = status};
             tell(keeper, &message);
             return WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
@@ -279,6 +278,8 @@ int main(int count, char **words) {
     signal(SIGTERM, SIG_IGN); /* engines send it; the keeper's end is what ends us */
     int signals = signalfd(-1, &children, SFD_CLOEXEC);
     prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
+    /* We have no filter and the same user as the worker: it must not write to our memory. */
+    prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
     if (signals < 0 || pipe2(answers, O_CLOEXEC) || fcntl(answers[0], F_SETFL, O_NONBLOCK))
         return 71;
     pid_t self = getpid(), worker = fork();

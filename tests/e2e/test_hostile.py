@@ -198,7 +198,7 @@ def test_forging_its_counts(node: Node, lease: Lease, what: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "function", ["trace", "use_io_uring", "nest_namespaces", "use_bpf", "connect_out"]
+    "function", ["trace", "reach_init", "use_io_uring", "nest_namespaces", "use_bpf", "connect_out"]
 )
 def test_refused(node: Node, lease: Lease, function: str) -> None:
     path = str(node.site.socket("executor")) if function == "connect_out" else ""

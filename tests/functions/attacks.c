@@ -225,6 +225,19 @@ ATTACK(trace)
     outcome(to, "process_vm_readv", syscall(SYS_process_vm_readv, 1, &own, 1, &other, 1, 0));
 }
 
+/* Memory of its parent, which in a container is an init without a filter. */
+ATTACK(reach_init)
+{
+    const pid_t processes[] = {1, getppid()};
+    for (int i = 0; i < 2; i++) {
+        char path[64];
+        snprintf(path, sizeof path, "/proc/%d/mem", processes[i]);
+        outcome(to, "write its memory", open(path, O_RDWR));
+        snprintf(path, sizeof path, "/proc/%d/environ", processes[i]);
+        outcome(to, "read its memory", open(path, O_RDONLY));
+    }
+}
+
 ATTACK(use_io_uring)
 {
     char parameters[256] = "";
