@@ -118,8 +118,8 @@ def serve(link: Link, worker_main: WorkerMain, node: SandboxConfig) -> None:
             worker.kill()
         for pid, worker in workers.items():
             worker.reaped(os.waitpid(pid, 0)[1], 0)
-        while strays := _strays({}):  # as each ends, its children become ours
-            _end(strays)
+        while _end(_strays({})):  # as each ends, its children become ours
+            pass
         cgroups.of_node().close()
 
 
@@ -280,15 +280,19 @@ def _strays(workers: Mapping[int, sandbox.Confined]) -> set[int]:
     }
 
 
-def _end(children: set[int]) -> None:
-    """Kill children and reap them."""
-    for pid in children:
-        _kill(pid)
-    for pid in children:
+def _end(children: set[int]) -> set[int]:
+    """Kill children and reap them; returns those that could be."""
+    ended = {pid for pid in children if _kill(pid)}
+    for pid in ended:
         os.waitpid(pid, 0)
+    return ended
 
 
-def _kill(pid: int) -> None:
-    for kill in (os.kill, os.killpg):
-        with suppress(ProcessLookupError):
-            kill(pid, signal.SIGKILL)
+def _kill(pid: int) -> bool:
+    """Whether it is killed: what has become another user by set-user-ID is not ours to kill."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
+    with suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, signal.SIGKILL)
+        return True
+    return False

@@ -336,7 +336,8 @@ def _kill(folder: str) -> bool:
         _write(f"{folder}/pids.max", 0)
     with suppress(OSError):
         for pid in set(map(int, _read(f"{folder}/cgroup.procs").split())) - {0}:
-            with suppress(ProcessLookupError):  # 0: one outside of our process namespace
+            # 0: one outside of our process namespace; another user by set-user-ID
+            with suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
     return False
 

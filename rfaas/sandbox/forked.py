@@ -34,7 +34,7 @@ class Forked:
         if self.group is not None:
             self.group.kill()
         for kill in (os.kill, os.killpg):
-            with suppress(ProcessLookupError):
+            with suppress(ProcessLookupError, PermissionError):  # set-user-ID: another user
                 kill(self.pid, signal.SIGKILL)
 
     def stop(self) -> tuple[int, int]:
