@@ -63,6 +63,11 @@ class Group:
             self.remove()
             raise
 
+    @property
+    def is_there(self) -> bool:
+        """Whether all of them still are."""
+        return all(map(os.path.isdir, self._made))
+
     def limit(self, limits: Limits, cpus: Sequence[int]) -> None:
         """Set the limits.  Raises OSError."""
         bytes_max = limits.memory_bytes + limits.shared_bytes + BASE_BYTES
@@ -195,6 +200,9 @@ class Groups:
     def make(self) -> Group | None:
         """A new group, or None where there can be none."""
         group, self._ready = self._ready, None
+        if group is not None and not group.is_there:  # swept from another process namespace
+            group.remove()
+            group = None
         if group is None and self.places.folders:
             group = Group(self.places, f"{self._name}{next(self._numbers)}")
             group.make()
@@ -304,7 +312,8 @@ def name_of(zygote: int) -> str:
 
 
 def sweep(places: Places, name: str = "") -> bool:
-    """Remove empty groups of ours: those whose name begins so, or by default all that are old.
+    """Remove empty groups of ours: those whose name begins so, or by default all that are old and
+    whose zygote is not known to live.
 
     Returns whether one is left that is not empty yet; what is in one of that name is killed.
     """
@@ -316,7 +325,8 @@ def sweep(places: Places, name: str = "") -> bool:
                     continue
                 path = f"{folder}/{found}"
                 try:
-                    if name or time.time() - os.stat(path).st_ctime > STALE_S:
+                    old = time.time() - os.stat(path).st_ctime > STALE_S
+                    if name or (old and not _has_zygote(found)):
                         os.rmdir(path)
                 except OSError as error:
                     if error.errno == errno.EBUSY:
@@ -324,6 +334,14 @@ def sweep(places: Places, name: str = "") -> bool:
                         if name:
                             _kill(path)
     return busy
+
+
+def _has_zygote(name: str) -> bool:
+    """Whether the zygote of a group of that name runs, in our process namespace."""
+    try:
+        return name.startswith(name_of(int(name.split("-")[2])))
+    except OSError:
+        return False
 
 
 def _kill(folder: str) -> bool:

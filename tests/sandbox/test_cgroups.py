@@ -12,6 +12,7 @@ import pytest
 from rfaas.errors import SystemCallError
 from rfaas.native import _jail
 from rfaas.proto.worker_messages import Limits, Places
+from rfaas.sandbox import cgroups
 from rfaas.sandbox.cgroups import Group, Groups
 from tests.harness.processes import until
 
@@ -136,3 +137,49 @@ def test_limits_that_cannot_be_set(groups: Groups) -> None:
         pytest.skip("no cpuset can be written here")
     with pytest.raises(SystemCallError, match="cannot limit a worker: "):
         groups.limited(LIMITS, (100_000,))
+
+
+@pytest.fixture
+def alone(groups: Groups) -> Iterator[Groups]:
+    """In a folder of their own, so that nobody else's are swept."""
+    if "pids" not in groups.places.folders:
+        pytest.skip("no control group of pids can be written here")
+    folder = f"{groups.places.folders['pids']}/rfaas-test-{os.getpid()}"
+    os.mkdir(folder)
+    before = groups.places
+    groups.places = Places({"pids": before.version["pids"]}, {"pids": folder})
+    yield groups
+    groups.close()
+    groups.places = before
+    os.rmdir(folder)
+
+
+def made_in(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.is_dir()]
+
+
+def test_what_a_dead_zygote_left_is_swept(alone: Groups, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what a live one has ready is not."""
+    monkeypatch.setattr(cgroups, "STALE_S", -1.0)
+    alone.make_ready()
+    folder = Path(alone.places.folders["pids"])
+    (ready,) = made_in(folder)
+    namespace, zygote, started = ready.name.split("-")[1:4]
+    for name in (f"{namespace}-{zygote}-{int(started) + 1}-1", f"{namespace}-{2**22 + 1}-1-1"):
+        (folder / f"rfaas-{name}").mkdir()
+    cgroups.sweep(alone.places)
+    assert made_in(folder) == [ready]
+
+
+def test_a_group_that_was_ready_and_is_gone(alone: Groups) -> None:
+    """As where somebody swept it who does not see our processes."""
+    alone.make_ready()
+    (ready,) = made_in(Path(alone.places.folders["pids"]))
+    ready.rmdir()
+    group = alone.make()
+    assert group is not None
+    group.limit(LIMITS, ())
+    pid = member(group)
+    group.kill()
+    assert killed(pid)
+    until(group.remove, "an empty group")
