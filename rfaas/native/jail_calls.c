@@ -7,6 +7,7 @@
 #include "jail.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/audit.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
@@ -57,7 +58,7 @@ static const uint16_t allowed[] = {
     SYS_read, SYS_write, SYS_readv, SYS_writev, SYS_pread64, SYS_pwrite64, SYS_preadv, SYS_pwritev,
     SYS_preadv2, SYS_pwritev2, SYS_lseek, SYS_close, SYS_dup, SYS_dup3, SYS_openat, SYS_readlinkat,
     SYS_newfstatat, SYS_fstat, SYS_statfs, SYS_fstatfs, SYS_statx, SYS_faccessat, SYS_getdents64,
-    SYS_getcwd, SYS_chdir, SYS_fchdir, SYS_fcntl, SYS_flock, SYS_ftruncate, SYS_fallocate,
+    SYS_getcwd, SYS_chdir, SYS_fchdir, SYS_flock, SYS_ftruncate, SYS_fallocate,
     SYS_fsync, SYS_fdatasync, SYS_umask, SYS_fadvise64, SYS_readahead, SYS_copy_file_range,
     SYS_sendfile, SYS_splice, SYS_tee,
     SYS_unlinkat, SYS_mkdirat, SYS_renameat2, SYS_symlinkat, SYS_linkat, SYS_fchmod, SYS_fchmodat,
@@ -122,6 +123,12 @@ int jail_seccomp(int devices, const char **what) {
     PUT(UNLESS(AF_UNIX, 1));
     PUT(ANSWER(SECCOMP_RET_ALLOW));
     PUT(ANSWER(REFUSED(EPERM)));
+    /* Room of pipes is counted by user, and so shared with others: pipe(7). */
+    PUT(UNLESS(SYS_fcntl, 4));
+    PUT(LOAD(args[1]));
+    PUT(UNLESS(F_SETPIPE_SZ, 1));
+    PUT(ANSWER(REFUSED(EPERM)));
+    PUT(ANSWER(SECCOMP_RET_ALLOW));
     if (devices) {
         PUT(UNLESS(SYS_ioctl, 1));
         PUT(ANSWER(SECCOMP_RET_ALLOW));

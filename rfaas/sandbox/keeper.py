@@ -159,7 +159,7 @@ def keep(link: Link, task: LoadLibrary, make: Callable[[], Container]) -> int:
     if os.WIFSIGNALED(keeper.status):
         number = os.WTERMSIG(keeper.status)
         signal.signal(number, signal.SIG_DFL) if number != signal.SIGKILL else None
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        limits_of.limit("core dumps", resource.RLIMIT_CORE, limits_of.CORE_BYTES)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         os.kill(os.getpid(), number)
     return os.WEXITSTATUS(keeper.status)

@@ -11,6 +11,11 @@ from rfaas.errors import SystemCallError
 if TYPE_CHECKING:
     from rfaas.proto.worker_messages import Limits
 
+# No core is that small, and at just this limit none is given to a program of core(5) either:
+# with 0, each crash would start that, as root and outside of all limits.
+CORE_BYTES = 1
+# Its user is shared with others, who would have none left for their timers: sigqueue(3).
+SIGNALS = 1024
 # What a worker needs before the function allocates anything, beside its lanes' stacks.
 _BASE_BYTES = 256 * 1024 * 1024
 _STACK_BYTES = 8 * 1024 * 1024  # of a thread where the stack's size has no limit; more than glibc's
@@ -26,12 +31,13 @@ def set_all(limits: Limits, *, whole: bool) -> None:
         SystemCallError: the system refuses one.
     """
     for what, kind, value in wanted(limits, whole=whole):
-        _limit(what, kind, value)
+        limit(what, kind, value)
 
 
 def wanted(limits: Limits, *, whole: bool) -> Iterator[tuple[str, int, int]]:
     """The same as (what, resource, value), for who sets them elsewhere."""
-    yield "core dumps", resource.RLIMIT_CORE, 0
+    yield "core dumps", resource.RLIMIT_CORE, CORE_BYTES
+    yield "pending signals", resource.RLIMIT_SIGPENDING, SIGNALS
     if limits.open_files:
         yield "open files", resource.RLIMIT_NOFILE, limits.open_files
     if limits.file_bytes:
@@ -52,7 +58,8 @@ def stack_bytes() -> int:
     return _STACK_BYTES if soft == resource.RLIM_INFINITY else soft
 
 
-def _limit(what: str, kind: int, value: int) -> None:
+def limit(what: str, kind: int, value: int) -> None:
+    """Set one, as far down as it is from outside.  Raises SystemCallError."""
     _, hard = resource.getrlimit(kind)
     if hard != resource.RLIM_INFINITY:
         value = min(value, hard)

@@ -170,6 +170,14 @@ def test_descriptor_flood(lease: Lease) -> None:
     assert int(found["had"]) < 256
 
 
+def test_quotas_of_its_user(lease: Lease) -> None:
+    found = answers(lease, "use_up_quotas")
+    assert found["sigqueue"] == "EAGAIN"
+    assert 0 < int(found["queued"]) <= 1024
+    assert found["grow"] == "EPERM"
+    assert found["flags"] == found["pipe"] == "done"
+
+
 def test_resizing_the_shared_memory(lease: Lease) -> None:
     """There is no descriptor of it to do so with; sealed it is besides: tests/transport."""
     assert answers(lease, "resize_memory") == {"files": "0"}

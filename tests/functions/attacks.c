@@ -225,6 +225,25 @@ ATTACK(trace)
     outcome(to, "process_vm_readv", syscall(SYS_process_vm_readv, 1, &own, 1, &other, 1, 0));
 }
 
+/* What the kernel counts by user, and so for its neighbours, too. */
+ATTACK(use_up_quotas)
+{
+    const union sigval none = {0};
+    sigset_t one;
+    sigemptyset(&one);
+    sigaddset(&one, SIGRTMIN);
+    pthread_sigmask(SIG_BLOCK, &one, NULL);
+    long queued = 0;
+    while (queued < TRIES && !(errno = pthread_sigqueue(pthread_self(), SIGRTMIN, none)))
+        queued++;
+    outcome(to, "sigqueue", errno ? -1 : 0);
+    say(to, "queued: %ld\n", queued);
+    int ends[2];
+    outcome(to, "pipe", pipe(ends));
+    outcome(to, "grow", fcntl(ends[0], F_SETPIPE_SZ, 1 << 20));
+    outcome(to, "flags", fcntl(ends[0], F_GETFD));
+}
+
 /* Memory of its parent, which in a container is an init without a filter. */
 ATTACK(reach_init)
 {
