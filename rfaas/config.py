@@ -99,6 +99,7 @@ class ExecutorConfig(Section, frozen=True):
     resource_manager: Address | Literal["none"] = ""
     cores: Cores | Literal["all"] = "all"
     memory: Size | Literal["all"] = "all"
+    windows_max: Size | Literal["all"] = "all"
     gpus: Patterns = "auto"
     load_timeout_s: Annotated[float, Meta(ge=0.1, le=3600)] = 30.0
     stop_grace_s: Annotated[float, Meta(ge=0, le=600)] = 2.0

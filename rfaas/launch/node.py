@@ -56,6 +56,11 @@ def memory_of(config: ExecutorConfig) -> int:
     return memory - memory % (1 << 20)  # whole MiB: a figure that can be asked for
 
 
+def windows_of(config: ExecutorConfig) -> int:
+    """How many bytes the windows of leases over RDMA may have together."""
+    return memory_of(config) if config.windows_max == "all" else config.windows_max
+
+
 def gpus_of(config: ExecutorConfig) -> list[Gpu]:
     """The GPUs that the node lends; in the log, what of them it does not.
 

@@ -43,13 +43,14 @@ from rfaas.launch.keep import Keep, Owner
 from rfaas.launch.levels import DEFAULT, Levels
 from rfaas.launch.libraries import Libraries
 from rfaas.launch.meter import Meter
-from rfaas.launch.node import PRIVATE, gpus_of, partners_of
+from rfaas.launch.node import PRIVATE, gpus_of, partners_of, windows_of
 from rfaas.launch.output import Output, Outputs
 from rfaas.launch.turns import Turns
 from rfaas.launch.warm import Warm
 from rfaas.launch.workers import WorkerProcess, Zygote
 from rfaas.launch.zygote import Started
 from rfaas.proto.messages import StartWorker, Usage
+from rfaas.proto.wire import ring_bytes
 from rfaas.proto.worker_messages import (
     ContainerTask,
     Gpu,
@@ -191,6 +192,9 @@ class Pool:
             )
         while lease.worker is not None and lease.worker.state == "stopping":
             await self._wait_for_change(self._patience_s)
+        windows_bytes = len(lease.cpus) * ring_bytes(request.slots, request.slot_bytes)
+        if transport == "verbs":
+            self._check_windows(windows_bytes)
         worker = self._supervisor.start(request.lease)
         process = self._process(worker.number, request, lease, transport)
         self._processes[worker.number] = process
@@ -203,11 +207,11 @@ class Pool:
         self._shapes[worker.number] = shape, owner
         order = SpawnWorker(
             isolation=lease.claims.isolation,
-            lease=request.lease,
             limits=Limits(
                 lanes=len(lease.cpus),
                 memory_bytes=lease.claims.memory_bytes,
-                shared_bytes=len(lease.cpus) * process.ring_bytes,
+                shared_bytes=windows_bytes,
+                locked_bytes=0 if ring_fed else windows_bytes,
                 processes=self._node.processes,
                 open_files=self._node.open_files,
                 file_bytes=self._node.file_size,
@@ -261,6 +265,18 @@ class Pool:
         self._warm.want(order.isolation)
         return worker, process, lease
 
+    def _check_windows(self, bytes_wanted: int) -> None:
+        """Whether the windows of one more worker fit beside those of the others; CapacityError."""
+        taken = sum(one.windows_bytes for one in self._processes.values())
+        left = windows_of(self._config) - taken
+        if bytes_wanted > left:
+            raise CapacityError(
+                f"the lease's windows of {bytes_wanted} bytes are too many for node "
+                f"{self._config.name}: {left} bytes are left for them",
+                hint="ask for fewer or smaller ones (lane.slots, lane.slot_bytes), or raise "
+                "executor.windows_max there",
+            )
+
     def claims(self, lease: str) -> Claims:
         """What a live lease grants."""
         return self._supervisor.live(lease).claims
@@ -276,6 +292,8 @@ class Pool:
             process = WorkerApart(number, *size, self._partners)
         else:
             process = WorkerProcess(number, *size)
+        if transport == "verbs":
+            process.windows_bytes = process.lanes * process.ring_bytes
         if not level(lease.claims.isolation).trusted:
             process.meter = Meter(process, by_page=transport == "shm", shares=shares)
         return process

@@ -245,6 +245,7 @@ class WorkerProcess:
         self.slots = slots
         self.slot_bytes = slot_bytes
         self.ring_bytes = wire.ring_bytes(slots, slot_bytes)
+        self.windows_bytes = 0  # of its rings, where a NIC may lock them
         self.pid = 0
         self.limits = Limits()
         self.doomed = False  # to be killed as soon as it is there

@@ -35,7 +35,8 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     lanes: Count = 0
     memory_bytes: Bytes = 0
-    shared_bytes: Bytes = 0  # of memory that it shares with its client, beside the other
+    shared_bytes: Bytes = 0  # of its rings: mapped, and taken where they are touched
+    locked_bytes: Bytes = 0  # of them, where its NIC may lock them, beside the memory
     processes: Count = 0  # and threads
     open_files: Count = 0
     file_bytes: Bytes = 0
@@ -159,7 +160,6 @@ class SpawnWorker(Message, frozen=True):
     """
 
     isolation: Name
-    lease: Annotated[str, Meta(max_length=32)] = ""
     limits: Limits = Limits()
     cpus: tuple[int, ...] = ()
     container: ContainerTask | None = None

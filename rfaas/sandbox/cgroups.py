@@ -70,7 +70,7 @@ class Group:
 
     def limit(self, limits: Limits, cpus: Sequence[int]) -> None:
         """Set the limits.  Raises OSError."""
-        bytes_max = limits.memory_bytes + limits.shared_bytes + BASE_BYTES
+        bytes_max = limits.memory_bytes + limits.locked_bytes + BASE_BYTES
         if limits.memory_bytes and "memory" in self._folders:
             if self._places.version["memory"] == 1:
                 self._write("memory", "memory.limit_in_bytes", bytes_max)

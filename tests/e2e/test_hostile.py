@@ -147,8 +147,10 @@ def test_thread_bomb(lease: Lease) -> None:
     assert 0 < int(found["started"]) <= PROCESSES
 
 
-def test_memory_hog(node: Node, attacks: Path) -> None:
-    with node.lease(attacks, memory="64MiB") as lease:
+@pytest.mark.parametrize("rings", [{}, {"slots": 2, "slot_bytes": 1 << 30}])
+def test_memory_hog(node: Node, attacks: Path, rings: dict[str, int]) -> None:
+    """However large its client has the rings be: they are no memory of its lease."""
+    with node.lease(attacks, memory="64MiB", **rings) as lease:
         if "cgroup" in lease.lacks:  # the limit is one of each process
             found = answers(lease, "memory_hog")
             assert found["mmap"] == "ENOMEM"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rfaas.errors import PeerLostError, WorkerCrashedError
+from rfaas.errors import CapacityError, PeerLostError, WorkerCrashedError
 from tests.harness.gate import Gate
 from tests.harness.processes import until
 from tests.harness.rdma import End
@@ -134,3 +134,18 @@ def test_an_executor_that_is_killed_fails_the_calls(
         with pytest.raises((PeerLostError, WorkerCrashedError)):
             future.result(timeout=20)
         door.ended()
+
+
+def test_windows_that_are_too_many(site: Site, shipped: Path, ends: Ends) -> None:
+    """A client says how large they are, and a node how many it has room for."""
+    client, server = ends
+    site.set(rdma__device=client.device, executor__windows_max="8MiB", lane__slots=16)
+    flags = ("--address", "verbs:*:0", "--resource-manager", "none", "--device", server.device)
+    line = site.start_unready("executor", *flags).lines.next() or ""
+    site.set(client__executor=line.split()[4].rstrip(";,"), lane__transport="verbs")
+    with site.session() as session, session.lease(library=shipped, slot_bytes=65536) as lease:
+        assert bytes(lease.call("echo", b"x")) == b"x"  # 2 of 8 MiB, and some pages
+        with pytest.raises(CapacityError, match=r"are too many for node .* are left for them"):
+            session.lease(library=shipped, slot_bytes="256KiB")
+        with session.lease(library=shipped, slot_bytes=65536) as another:
+            assert bytes(another.call("echo", b"y")) == b"y"
