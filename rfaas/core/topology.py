@@ -106,9 +106,9 @@ class Topology:
         nodes = len({self._nodes[place] for place in pinned})
         if cores == len(pinned) and nodes < 2:
             return ""
-        text = f"{len(pinned)} of {cores} physical {'cores' if cores > 1 else 'core'}"
+        text = f"{len(pinned)} on {cores} physical {'cores' if cores > 1 else 'core'}"
         if nodes > 1:
-            text += f" on {nodes} NUMA nodes"
+            text += f" of {nodes} NUMA nodes"
             if self.facts.nic is not None:
                 text += f", the NIC on node {self.facts.nic}"
         return text

@@ -176,12 +176,12 @@ class TestPartners:
 @pytest.mark.parametrize(
     ("cpus", "facts", "text"),
     [
-        (range(8), FAR, "8 of 4 physical cores"),
+        (range(8), FAR, "8 on 4 physical cores"),
         (range(4), FAR, ""),
-        ((0, 4), FAR, "2 of 1 physical core"),
-        (range(8), IN_TURN, "8 of 8 physical cores on 2 NUMA nodes"),
+        ((0, 4), FAR, "2 on 1 physical core"),
+        (range(8), IN_TURN, "8 on 8 physical cores of 2 NUMA nodes"),
         ((1, 3), IN_TURN, ""),
-        (range(16), TWO_NODES, "16 of 8 physical cores on 2 NUMA nodes, the NIC on node 1"),
+        (range(16), TWO_NODES, "16 on 8 physical cores of 2 NUMA nodes, the NIC on node 1"),
         (range(4), UNKNOWN, ""),
         ((0,), UNKNOWN, ""),
     ],

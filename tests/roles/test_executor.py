@@ -45,7 +45,7 @@ def test_what_a_machine_lends_of_its_physical_cores(
         assert partners_of(found) == {3: 0, 1: 2}  # nor their own siblings, nor another node
         assert not caplog.messages
         assert cores_of(ExecutorConfig(name="n1")).cpus == tuple(range(8))
-    told = "lends processors: 8 of 4 physical cores on 2 NUMA nodes, the NIC on node 0"
+    told = "lends processors: 8 on 4 physical cores of 2 NUMA nodes, the NIC on node 0"
     assert caplog.messages == [told]
     cores_of(private(ExecutorConfig()), "mlx5_0")
     assert asked == ["mlx5_0", "", None]
