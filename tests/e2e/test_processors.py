@@ -12,11 +12,12 @@ import pytest
 
 from rfaas.client import Lease
 from tests.e2e.test_hostile import answers, attacks
-from tests.e2e.test_levels import waiting_workers
+from tests.e2e.test_levels import needs_unshare, waiting_workers
 from tests.harness.processes import Child, until, workers_of
 from tests.harness.site import Site
 
 __all__ = ["attacks"]
+SYSFS = "/sys/devices/system/cpu"
 LEVELS = ("none", "process", "sandbox")
 
 pytestmark = pytest.mark.skipif(
@@ -116,3 +117,22 @@ def test_at_none_a_function_goes_where_it_likes(site: Site, executor: Child, att
     ):
         found = answers(lease, "flee_processor", str(lease.cpus[0]))
         assert "0" not in (found["itself"], found["thread"], found["child"])
+
+
+@needs_unshare
+def test_physical_cores_are_told(site: Site, counter: Path, tmp_path: Path) -> None:
+    """On a machine that says of its processors that they are threads of one core."""
+    cpus = os.sched_getaffinity(0)
+    for cpu in cpus:
+        folder = tmp_path / f"cpu{cpu}/topology"
+        folder.mkdir(parents=True)
+        (folder / "thread_siblings_list").write_text(",".join(map(str, sorted(cpus))) + "\n")
+    shown = f'mount --bind "$0" {SYSFS} && exec "$@"'
+    within = ("unshare", "--mount", "--propagation", "private", "sh", "-c", shown, str(tmp_path))
+    executor = site.start_unready("executor", "--resource-manager", "none", prefix=within)
+    assert "ready" in (executor.lines.next() or "")
+    with site.session(client__executor=site.address("executor")) as session:
+        assert str(session.status().facts["processors"]).startswith("2 on 1 physical core")
+        assert "lends processors: 2 on 1 physical core" in executor.stderr
+        with session.lease(cores=2, library=counter, isolation="process") as lease:
+            assert len(set(lease.cpus)) == 2
