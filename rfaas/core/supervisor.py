@@ -26,6 +26,7 @@ from msgspec.structs import replace
 from rfaas.core.accounting import allocated_ns
 from rfaas.core.seats import Seats
 from rfaas.core.tokens import Claims
+from rfaas.core.topology import UNKNOWN, Facts, Topology
 from rfaas.errors import CapacityError, LeaseEndedError, UsageError
 from rfaas.proto.messages import Usage
 
@@ -99,9 +100,10 @@ class Supervisor:
 
     Args:
         cpus: one entry for each core that may be leased: the processor to pin its lane
-            to, or -1.  Handed out from the last, as the first ones serve interrupts.
+            to, or -1.
         gpus: the name of each GPU that may be leased; handed out from the first.
         oversubscribe: lanes that may share a core.
+        facts: what is known of the processors: who gets which (core/topology.py).
     """
 
     def __init__(
@@ -110,9 +112,10 @@ class Supervisor:
         workers_crashed_max: int,
         gpus: Sequence[str] = (),
         oversubscribe: int = 1,
+        facts: Facts = UNKNOWN,
     ) -> None:
         self._cpus = list(cpus)
-        self._seats = Seats(len(cpus), oversubscribe)
+        self._seats = Seats(len(cpus), oversubscribe, Topology(cpus, facts))
         self._gpus = list(gpus)
         self._gpus_free = list(gpus)
         self._workers_crashed_max = workers_crashed_max

@@ -1,6 +1,7 @@
 """What a machine has for rFaaS and what it lacks: `rfaas devices` and `rfaas doctor`.
 
     devices.py   the RDMA devices of this machine
+    gpus.py, processors.py   what an executor lends
     facts.py     everything else that is looked at: asks the system, decides nothing
     checks.py    facts in, findings out: asks nothing
     report.py    how both are shown

@@ -8,7 +8,8 @@ import os
 from msgspec.structs import replace
 
 from rfaas.config import ExecutorConfig
-from rfaas.diagnose import gpus
+from rfaas.core.topology import Topology, lent
+from rfaas.diagnose import gpus, processors
 from rfaas.proto.worker_messages import Gpu
 
 PRIVATE = "private"  # the name of an executor that serves one client
@@ -21,31 +22,37 @@ def private(config: ExecutorConfig) -> ExecutorConfig:
     return replace(config, name=PRIVATE, resource_manager="none", address=PRIVATE)
 
 
-def cores_of(config: ExecutorConfig) -> tuple[int, list[int]]:
-    """How many cores the node lends, and the processor for each lane, -1 where unpinned."""
+def cores_of(config: ExecutorConfig, device: str = "") -> Topology:
+    """The processors that the node lends, one for each core; -1 where its lane is not pinned.
+
+    Args:
+        device: the RDMA device that workers listen on; "": the first that can be used.
+    """
     cpus = sorted(os.sched_getaffinity(0))
-    if config.name == PRIVATE:
+    private = config.name == PRIVATE
+    if private:
         # Private executors know nothing of each other: each begins elsewhere, or all would pin
         # their first lane to the same processor.  Pinned still, so that a client can keep off it.
         start = os.getpid() % len(cpus)
         cpus = cpus[start:] + cpus[:start]
-    if config.cores == "all":
-        return len(cpus), cpus
-    if config.cores <= len(cpus):
-        return config.cores, cpus[len(cpus) - config.cores :]
-    log.warning(
-        "executor.cores is %d, this process may use %d processors: lanes are not pinned",
-        config.cores,
-        len(cpus),
-    )
-    return config.cores, [-1] * config.cores
+    cores = len(cpus) if config.cores == "all" else config.cores
+    if cores > len(cpus):
+        log.warning(
+            "executor.cores is %d, this process may use %d processors: lanes are not pinned",
+            cores,
+            len(cpus),
+        )
+        return Topology([-1] * cores)
+    # Nor do private ones prefer the NIC's node: many would begin with the same processor of it.
+    found = lent(cores, cpus, processors.find(cpus, None if private else device))
+    if found.text:
+        log.info("lends processors: %s", found.text)
+    return found
 
 
-def partners_of(cpus: list[int]) -> dict[int, int]:
+def partners_of(topology: Topology) -> dict[int, int]:
     """For as many of the lent processors as there are: one that is not lent, for an endpoint."""
-    spare = sorted(os.sched_getaffinity(0) - set(cpus))
-    # Cores are handed out from the last.
-    return dict(zip([cpu for cpu in reversed(cpus) if cpu >= 0], reversed(spare), strict=False))
+    return topology.partners(os.sched_getaffinity(0) - set(topology.cpus))
 
 
 def memory_of(config: ExecutorConfig) -> int:

@@ -28,6 +28,7 @@ from rfaas.core.supervisor import (
     Worker,
 )
 from rfaas.core.tokens import Claims
+from rfaas.core.topology import Topology
 from rfaas.errors import (
     CapacityError,
     LibraryError,
@@ -71,7 +72,7 @@ class Pool:
     """See the module's docstring.
 
     Args:
-        cpus: as for `Supervisor`.
+        lent: the processors of the cores that may be leased.
         zygote: now the pool's.
         exited: called with (lease, worker's number, text) when a worker is gone.
         over: called with what is known of a lease when it is over.
@@ -81,7 +82,7 @@ class Pool:
     def __init__(
         self,
         config: ExecutorConfig,
-        cpus: list[int],
+        lent: Topology,
         clock: Clock,
         zygote: Started,
         exited: Callable[[str, int, str], None],
@@ -91,11 +92,11 @@ class Pool:
         self.outputs = Outputs()
         self.libraries = Libraries(config.library_cache_bytes_max)
         self.gpus: dict[str, Gpu] = {}  # by name; known once `offered` has looked
-        self._cpus = cpus
+        self._lent = lent
         self._config = config
         self._clock = clock
-        self._supervisor = Supervisor(cpus, config.workers_crashed_max)  # `offered` knows GPUs
-        self._partners = partners_of(cpus)
+        self._supervisor = Supervisor((), config.workers_crashed_max)  # `offered` makes the one
+        self._partners = partners_of(lent)
         self._turns = Turns()
         self._accounts = Accounts()
         self._node = zygote.node
@@ -103,7 +104,7 @@ class Pool:
         self._zygote = Zygote(zygote.pid, zygote.sock, lost)
         private = config.name == PRIVATE
         self._warm = Warm(zygote.node, self._zygote, clock, aloud=private)
-        self._keep = Keep(config, len(cpus), self._zygote, clock)
+        self._keep = Keep(config, len(lent.cpus), self._zygote, clock)
         self._shapes: dict[int, tuple[Shape, Owner]] = {}  # of workers, by number
         self._processes: dict[int, WorkerProcess] = {}
         self.crashes: Counter[str] = Counter()  # workers that died of themselves, by cause
@@ -127,7 +128,11 @@ class Pool:
         self.gpus = {gpu.name: gpu for gpu in gpus_of(self._config)}
         config = self._config
         self._supervisor = Supervisor(
-            self._cpus, config.workers_crashed_max, list(self.gpus), config.oversubscribe
+            self._lent.cpus,
+            config.workers_crashed_max,
+            list(self.gpus),
+            config.oversubscribe,
+            self._lent.facts,
         )
         self._levels = Levels(self._node, await self._zygote.levels())
         # Its client is told with its lease; all others by our log.

@@ -86,7 +86,8 @@ class Executor:
         control: ControlConfig = ControlConfig(),  # noqa: B008 - frozen
         images: Images | None = None,
     ) -> None:
-        cores, cpus = cores_of(config)
+        lent = cores_of(config, device)
+        self._lends = {"processors": lent.text} if lent.text else {}
         self._config = config
         self._device = device
         self._control = control
@@ -96,12 +97,12 @@ class Executor:
         self._clients: dict[str, Client] = {}  # by lease
         self._refused = 0  # tokens
         self._granted: dict[str, Client] = {}  # by lease that we granted and nobody has opened
-        self._pool = Pool(config, cpus, clock, zygote, self._exited, self._over, lost)
+        self._pool = Pool(config, lent, clock, zygote, self._exited, self._over, lost)
         self._node = m.JoinNode(
             node=config.name,
             address=config.address,
             incarnation=secrets.token_hex(16),
-            cores=cores,
+            cores=len(lent.cpus),
             memory_bytes=memory_of(config),
             isolation=(),  # the zygote says it
             oversubscribe=config.oversubscribe,
@@ -431,6 +432,7 @@ class Executor:
             address=self._node.address,
             facts={
                 "cores": self._node.cores,
+                **self._lends,
                 "GPUs": ", ".join(self._pool.gpus) or "none",
                 "isolation": ", ".join(map(self._pool.described, self._node.isolation)),
                 "leases": len(usage),

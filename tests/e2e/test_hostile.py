@@ -185,6 +185,20 @@ def test_resizing_the_shared_memory(lease: Lease) -> None:
     assert answers(lease, "resize_memory") == {"files": "0"}
 
 
+# Other people's processors ------------------------------------------------
+
+
+def test_fleeing_its_processor(lease: Lease) -> None:
+    """The neighbour's is the other one."""
+    if "cgroup" in lease.lacks:
+        pytest.skip("no control group holds processors here: a cpuset has to be writable")
+    if min(lease.cpus) < 0:
+        pytest.skip("this process may use one processor: there is no other one to flee to")
+    found = answers(lease, "flee_processor", str(lease.cpus[0]))
+    assert found.pop("pthread_create") == found.pop("fork") == "done"
+    assert found == {"itself": "0", "thread": "0", "child": "0"}
+
+
 # Its own bill ------------------------------------------------------------
 
 

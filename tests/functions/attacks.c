@@ -468,3 +468,41 @@ ATTACK(memory_hogs)
         killed = WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL;
     say(to, "killed: %d\n", killed);
 }
+
+/* How often the calling thread got onto another processor than its own; as a thread's function. */
+static void *flee(void *own)
+{
+    cpu_set_t cpus;
+    long fled = 0;
+    memset(&cpus, 0xff, sizeof cpus);
+    (void)!sched_setaffinity(0, sizeof cpus, &cpus);
+    for (int tries = 0; tries < 100; tries++, sched_yield())
+        fled += sched_getcpu() != *(int *)own;
+    for (int cpu = 0; cpu < CPU_SETSIZE; cpu++) {
+        CPU_ZERO(&cpus);
+        CPU_SET(cpu, &cpus);
+        if (cpu != *(int *)own && !sched_setaffinity(0, sizeof cpus, &cpus))
+            fled += sched_getcpu() != *(int *)own;
+    }
+    return (void *)fled;
+}
+
+/* By itself, in a thread, and in a child in a session of its own; `text` is its lease's one. */
+ATTACK(flee_processor)
+{
+    int own = atoi(text), status = 0;
+    pthread_t thread;
+    void *fled = NULL;
+    say(to, "itself: %ld\n", (long)flee(&own));
+    errno = pthread_create(&thread, NULL, flee, &own);
+    outcome(to, "pthread_create", errno ? -1 : 0);
+    if (!errno)
+        pthread_join(thread, &fled);
+    say(to, "thread: %ld\n", (long)fled);
+    pid_t child = fork();
+    if (child == 0)
+        _exit(setsid() < 0 || flee(&own) != NULL);
+    outcome(to, "fork", child);
+    waitpid(child, &status, 0);
+    say(to, "child: %d\n", WEXITSTATUS(status));
+}
