@@ -103,11 +103,29 @@ class Images:
         self, engine: engines.Engine, name: str, options: dict[str, str], say: Say
     ) -> None:
         has = engine.has(name, options)
-        if has and (await self._run(has, None))[0] == 0:
+        if has and await self._is_stored(name, has):
             return
         self._check_may_fetch(name)
         for command in engine.pull(name, options):
             await self._fetch(name, command, say)
+        if has:
+            await self._is_stored(name, has)
+
+    async def _is_stored(self, name: str, has: list[str]) -> bool:
+        """Whether an engine has an image; engines keep and run those of any architecture.
+
+        One question for both: who asks twice waits twice, with each lease.
+        """
+        status, lines = await self._run(has, None)
+        if status:
+            return False
+        found = next((line for line in reversed(lines) if line.isalnum()), "")  # not a warning
+        if found != (wanted := _architecture()):
+            kind = found or "no known architecture"
+            raise UsageError(
+                f"image {name} cannot be used: it is for {kind}, this node is {wanted}"
+            )
+        return True
 
     def _check_may_fetch(self, name: str) -> None:
         if self._config.pull == "never":
@@ -170,7 +188,7 @@ class Images:
 
     async def _unpack(self, image: Image, layout: str, tree: str) -> None:
         """In a process of its own: what is unpacked comes from strangers."""
-        wanted = ARCHITECTURES.get(os.uname().machine, os.uname().machine)
+        wanted = _architecture()
         digest = image.digest if image.is_layout else ""  # skopeo has checked what it fetched
         if getattr(sys, "frozen", False):  # PyInstaller's binary; see packaging/boot/binary.py
             unpacker = [sys.executable, "--unpack-image"]
@@ -244,6 +262,11 @@ def _write_unpacker(path: str) -> None:
         raise SystemCallError(f"{name} cannot be found")
     with open(path, "wb") as file:
         marshal.dump(code(name), file)
+
+
+def _architecture() -> str:
+    """Of this node, as images have it."""
+    return ARCHITECTURES.get(os.uname().machine, os.uname().machine)
 
 
 def _text(value: object) -> str:

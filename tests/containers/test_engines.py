@@ -19,6 +19,7 @@ from rfaas.errors import UsageError, WorkerCrashedError
 from rfaas.proto.worker_messages import Gpu, Limits
 from rfaas.sandbox.engines import Job, runc, table
 from tests.containers.conftest import Node, name_of
+from tests.harness import images
 from tests.harness.images import Layout
 from tests.harness.processes import until
 from tests.harness.site import Site
@@ -175,6 +176,7 @@ class Recorded(Node):
         self.log = site.path / "commands"
         self.log.touch()
         site.environ["STAND_IN_LOG"] = str(self.log)
+        site.environ["STAND_IN_ARCHITECTURE"] = images.OURS
         site.environ["PATH"] = f"{folder}:{site.environ['PATH']}"
         site.set(executor__resource_manager="none", container__engine=engine)
 
@@ -229,6 +231,18 @@ def test_layout_for_an_engine_with_a_store(site: Site, hostile: Path, layout: La
     refused = pytest.raises(UsageError, match="docker runs no image from a layout")
     with node.session() as session, refused:
         session.lease(library=hostile)
+
+
+def test_image_for_another_architecture(site: Site, hostile: Path) -> None:
+    """Docker runs such an image by emulation, or fails inside; it is not asked to."""
+    node = Recorded(site, "docker", "docker")
+    site.environ["STAND_IN_ARCHITECTURE"] = images.OTHER
+    site.set(lease__image=f"name@{DIGEST}")
+    node.start()
+    words = f"it is for {images.OTHER}, this node is {images.OURS}"
+    with node.session() as session, pytest.raises(UsageError, match=words):
+        session.lease(library=hostile)
+    assert [line[:3] for line in node.commands()] == [["docker", "image", "inspect"]]
 
 
 def test_killed_keeper_of_a_daemon(site: Site, hostile: Path) -> None:

@@ -226,6 +226,21 @@ def test_image_for_another_architecture(node: Node, shipped: Path, tmp_path: Pat
         session.lease(library=shipped, image=layout.reference)
 
 
+@podman
+def test_image_for_another_architecture_in_a_store(
+    node: Node, shipped: Path, tmp_path: Path, own_registry: Registry
+) -> None:
+    """Podman fetches, keeps and runs it with no more than a warning."""
+    other = images.layer(images.system_libraries() | {"etc/other": os.urandom(8)})
+    layout = Layout(tmp_path / "other", [other], architecture=images.OTHER)
+    name = own_registry.push(layout, "group/other")
+    words = f"it is for {images.OTHER}, this node is {images.OURS}"
+    with node.session() as session:
+        for _ in range(2):  # fetched, and there already
+            with pytest.raises(UsageError, match=words):
+                session.lease(library=shipped, image=name)
+
+
 @runc
 def test_image_without_a_c_library(node: Node, shipped: Path, tmp_path: Path) -> None:
     layout = Layout(tmp_path / "empty", [images.layer({})])

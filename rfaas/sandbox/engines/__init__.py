@@ -65,7 +65,10 @@ class Engine(Protocol):
         """The command lines that fetch an image; the engine keeps it."""
 
     def has(self, image: str, options: dict[str, str]) -> list[str]:
-        """The command line that succeeds where the image is there already."""
+        """The command line that succeeds where the image is there, and prints its architecture.
+
+        In Go's words (GOARCH), as images have it; none where the engine cannot be asked.
+        """
 
     def remove(self, name: str, folder: str) -> list[list[str]]:
         """The command lines that remove what a job has left, when it is surely dead."""

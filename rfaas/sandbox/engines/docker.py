@@ -69,7 +69,7 @@ class Docker:
         return [[*command, "pull", image]]
 
     def has(self, image: str, options: dict[str, str]) -> list[str]:
-        return ["docker", "image", "inspect", "--format", "{{.Id}}", image]
+        return ["docker", "image", "inspect", "--format", "{{.Architecture}}", image]
 
     def remove(self, name: str, folder: str) -> list[list[str]]:
         return [["docker", "rm", "--force", name]]
