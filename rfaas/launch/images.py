@@ -79,7 +79,7 @@ class Images:
                 f"this node takes no image {before}",
                 hint=f"it takes {' '.join(patterns) or 'none'} (container.images)",
             )
-        engine = engines.chosen(self._config.engine)
+        engine = engines.chosen(self._config.engine, sriov=self._config.docker_rdma_sriov)
         keys = self._config.__struct_fields__
         options = {key: _text(getattr(self._config, key)) for key in keys}
         async with self._fetching.setdefault(reference, asyncio.Lock()):

@@ -19,7 +19,7 @@ from rfaas.proto.worker_messages import Lack
 from rfaas.sandbox import cgroups, gpus, inside, keeper, libraries, sandbox
 
 if TYPE_CHECKING:
-    from rfaas.config import SandboxConfig
+    from rfaas.config import ContainerConfig, SandboxConfig
     from rfaas.control.link import Link
     from rfaas.proto.worker_messages import Limits, LoadLibrary, SpawnWorker
     from rfaas.sandbox import Birth
@@ -95,7 +95,7 @@ class BubblewrapLevel:
     _bwrap = "bwrap"
     _paths: list[str]
 
-    def lacks(self, node: SandboxConfig) -> list[Lack]:
+    def lacks(self, node: SandboxConfig, container: ContainerConfig) -> list[Lack]:
         self._bwrap = shutil.which("bwrap") or ""
         program = inside.program()
         paths, _ = libraries.found(node.libraries.split())

@@ -297,7 +297,7 @@ class _Keeper:
                 if os.getppid() == keeper:
                     os.execvp(command[0], command)
             except OSError as error:
-                os.write(2, f"{command[0]}: {error.strerror}\n".encode())
+                os.write(2, f"{cannot_run(command[0], error.errno or 0)}\n".encode())
             finally:
                 os._exit(127)
         os.close(words)
@@ -463,11 +463,9 @@ def _end_children() -> None:
             return
 
 
-def not_installed(program: str, package: str) -> SystemCallError:
-    """The engine's program is not on this node."""
-    return SystemCallError(
-        f"{program} is not installed on this node", hint=f"as root: apt-get install {package}"
-    )
+def cannot_run(program: str, number: int) -> str:
+    """What is said in place of an engine that could not be run, with the errno."""
+    return f"{program}: {os.strerror(number)}"
 
 
 def is_missing(status: int) -> bool:

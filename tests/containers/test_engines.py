@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import stat
 import sys
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from rfaas.errors import UsageError, WorkerCrashedError
+from rfaas.errors import CapacityError, SystemCallError, UsageError, WorkerCrashedError
 from rfaas.proto.worker_messages import Gpu, Limits
 from rfaas.sandbox.engines import Job, runc, table
 from tests.containers.conftest import Node, name_of
@@ -260,3 +261,76 @@ def test_killed_keeper_of_a_daemon(site: Site, hostile: Path) -> None:
     node.start()
     until(lambda: not node.boxes(), "no folder of a container")
     assert ["docker", "rm", "--force", name] in node.commands()
+
+
+# What is not installed ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "says", "hint"),
+    [
+        (
+            {"container__engine": "sarus"},
+            "sarus, which container.engine names, is not installed on this node",
+            "hint: install sarus from its makers",
+        ),
+        (
+            {"container__engine": "docker", "container__docker_rdma_sriov": "true"},
+            "docker_rdma_sriov, which container.docker_rdma_sriov wants, is not installed",
+            "hint: as root: docker run --net=host -v /usr/bin:/tmp rdma/container_tools_installer",
+        ),
+    ],
+    ids=["engine", "wrapper"],
+)
+class TestWhatIsNotInstalled:
+    def node(self, site: Site, settings: dict[str, str]) -> Site:
+        """A site where of all engines docker and runc, if this machine has it, are installed."""
+        Recorded(site, "docker", "docker").site.set(**settings)
+        for name in ("sarus", "docker_rdma_sriov"):
+            if shutil.which(name):
+                pytest.skip(f"{name} is installed here")
+        return site
+
+    def test_demanded(
+        self,
+        site: Site,
+        settings: dict[str, str],
+        says: str,
+        hint: str,
+    ) -> None:
+        self.node(site, settings).set(sandbox__levels="container")
+        child = site.start_unready("executor")
+        assert child.wait() == 78
+        assert f"isolation container cannot be had on this node: engine: {says}" in child.stderr
+        assert hint in child.stderr
+
+    def test_not_offered(
+        self,
+        site: Site,
+        shipped: Path,
+        settings: dict[str, str],
+        says: str,
+        hint: str,
+    ) -> None:
+        self.node(site, settings)
+        executor = site.start("executor")
+        assert f"isolation container is not granted: it lacks engine: {says}" in executor.stderr
+        assert hint in executor.stderr
+        session = site.session(client__executor=site.address("executor"))
+        refused = pytest.raises(CapacityError, match="no node offers isolation 'container'")
+        with session, refused:
+            session.lease(library=shipped, isolation="container", image=f"name@{DIGEST}")
+
+
+def test_engine_that_cannot_be_run(site: Site, shipped: Path) -> None:
+    """It was there as the node started, and what it is run by is gone."""
+    node = Recorded(site, "docker", "docker_rdma_sriov")
+    site.set(**{f"container__{key}": value for key, value in SRIOV.items()})
+    site.set(lease__image=f"group/name@{DIGEST}")
+    node.start()
+    (site.path / "bin/docker_rdma_sriov").write_text("#!/nowhere/python\n")
+    missing = pytest.raises(SystemCallError, match=r"docker_rdma_sriov, .* is not installed")
+    with node.session() as session, missing as refused:
+        session.lease(library=shipped)
+    assert "rdma/container_tools_installer" in refused.value.hint
+    until(lambda: not node.processes() and not node.boxes(), "the end of all containers")

@@ -248,13 +248,3 @@ def test_image_without_a_c_library(node: Node, shipped: Path, tmp_path: Path) ->
         with pytest.raises(SystemCallError, match="could not be started") as refused:
             session.lease(library=shipped, image=layout.reference)
         assert "glibc" in refused.value.hint
-
-
-@runc
-def test_engine_is_not_installed(made: Node, shipped: Path) -> None:
-    made.site.set(container__engine="sarus")
-    made.start()
-    with made.session() as session:
-        with pytest.raises(SystemCallError, match=r"sarus, .* is not installed") as refused:
-            session.lease(library=shipped)
-        assert refused.value.hint.startswith("install sarus from its makers")

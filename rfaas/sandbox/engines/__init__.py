@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-from rfaas.errors import RfaasError, SystemCallError
+from rfaas.errors import SystemCallError
 from rfaas.proto.worker_messages import Gpu, Limits
 
 # Where the program and its socket are inside: in /dev, which each engine makes anew, so that
@@ -24,6 +24,9 @@ SOCKET_FOLDER = "/rfaas/link"
 NOBODY = 65534
 # NVIDIA's hook gives a container what its image names, by default all, unless it is told this.
 NO_HOOK = "NVIDIA_VISIBLE_DEVICES=void"
+# Runs Docker with a NIC for each container, and how its makers install it (container_tools).
+SRIOV = "docker_rdma_sriov"
+SRIOV_INSTALL = "docker run --net=host -v /usr/bin:/tmp rdma/container_tools_installer"
 
 
 class Job(NamedTuple):
@@ -90,12 +93,27 @@ def table() -> dict[str, Engine]:
     return {one.name: one for one in engines}
 
 
-def chosen(name: str) -> Engine:
+def has_sriov(engine: Engine, options: Mapping[str, str]) -> bool:
+    """Whether its containers have a network of their own, which the site has wanted for them."""
+    return engine.name == "docker" and bool(options.get("docker_rdma_sriov"))
+
+
+def chosen(name: str, *, sriov: bool = False) -> Engine:
     """The engine called `name`, or for "auto" the first that is installed.
 
+    Args:
+        sriov: whether Docker is to be run by its wrapper (`container.docker_rdma_sriov`).
+
     Raises:
-        SystemCallError: it is not installed; says how to.
+        SystemCallError: it, or the wrapper, is not installed; says how to.
     """
+    engine = _chosen(name)
+    if sriov and engine.name == "docker" and shutil.which(SRIOV) is None:
+        raise missing(engine, SRIOV)
+    return engine
+
+
+def _chosen(name: str) -> Engine:
     engines = table()
     if name == "auto":
         for engine in engines.values():
@@ -108,12 +126,17 @@ def chosen(name: str) -> Engine:
         )
     engine = engines[name]
     if shutil.which(engine.program) is None:
-        raise missing(engine)
+        raise missing(engine, engine.program)
     return engine
 
 
-def missing(engine: Engine) -> RfaasError:
-    """The engine is not installed."""
+def missing(engine: Engine, program: str) -> SystemCallError:
+    """The engine is not installed, or what runs it."""
+    if program == SRIOV:
+        return SystemCallError(
+            f"{program}, which container.docker_rdma_sriov wants, is not installed on this node",
+            hint=f"as root: {SRIOV_INSTALL}",
+        )
     how = f"as root: apt-get install {engine.package}" if engine.package else ""
     return SystemCallError(
         f"{engine.program}, which container.engine names, is not installed on this node",

@@ -20,7 +20,9 @@ from rfaas.sandbox.engines import (
     NOBODY,
     SOCKET_FOLDER,
     SOCKET_PROGRAM,
+    SRIOV,
     Job,
+    has_sriov,
     socket_inside,
 )
 from rfaas.sandbox.gpus import nodes_of
@@ -37,8 +39,8 @@ class Docker:
 
     def command(self, job: Job) -> list[str]:
         options = job.options
-        if options.get("docker_rdma_sriov"):
-            command = ["docker_rdma_sriov", "run", "--rm", "-i"]
+        if has_sriov(self, options):
+            command = [SRIOV, "run", "--rm", "-i"]
             command += [f"--net={options['docker_network']}"]
             if address := options.get("docker_address"):
                 command += [f"--ip={address}"]
