@@ -9,8 +9,11 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
+from rfaas.config import ContainerConfig
 from rfaas.core.image import REFERENCE_MAX, parse
+from rfaas.diagnose import images as asked
 from rfaas.errors import ImageError, SystemCallError, UsageError
 from rfaas.launch import unpack
 from tests.containers.conftest import Node
@@ -248,3 +251,35 @@ def test_image_without_a_c_library(node: Node, shipped: Path, tmp_path: Path) ->
         with pytest.raises(SystemCallError, match="could not be started") as refused:
             session.lease(library=shipped, image=layout.reference)
         assert "glibc" in refused.value.hint
+
+
+# The doctor's question ------------------------------------------------------------
+
+
+def test_doctor_asks_a_registry(own_registry: Registry, pushed: str, tmp_path: Path) -> None:
+    """As `rfaas doctor` does: by skopeo-inspect(1), with the words of this one."""
+    foreign = Layout(tmp_path / "other", [images.layer({})], architecture=images.OTHER)
+    other = own_registry.push(foreign, "group/other")
+    auth, store = str(own_registry.auth), str(tmp_path / "store")
+    known = ContainerConfig(engine="runc", store=store, registry_auth=auth, registry_insecure=True)
+    cases = {
+        "there": (known, pushed),
+        "architecture": (known, other),
+        "missing": (known, f"{own_registry.address}/group/none@{DIGEST}"),
+        "down": (known, f"127.0.0.1:1/group/name@{DIGEST}"),
+        "denied": (replace(known, registry_auth=""), pushed),
+        "plain": (replace(known, registry_insecure=False), pushed),
+    }
+    found = {state: asked.find(*case).image for state, case in cases.items()}
+    assert found == {state: state for state in cases}
+
+
+@podman
+def test_doctor_asks_podman(node: Node, shipped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What podman has is here, though its registry is asked no more."""
+    with node.session() as session, session.lease(library=shipped):
+        pass
+    monkeypatch.setenv("CONTAINERS_STORAGE_CONF", node.site.environ["CONTAINERS_STORAGE_CONF"])
+    image = node.site.environ["RFAAS_LEASE_IMAGE"]
+    found = asked.find(ContainerConfig(engine="podman"), image)
+    assert (found.image, found.image_said) == ("here", "in podman's store")
