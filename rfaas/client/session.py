@@ -117,9 +117,7 @@ class Session:
                         f"no resource manager: {error.text}",
                         hint="start one with: rfaas serve --role resource-manager",
                     ) from None
-        self._private = PrivateExecutor(
-            self.config.executor, self.config.sandbox, self.config.rdma.device
-        )
+        self._private = PrivateExecutor(self.config)
         try:
             return links.greet(
                 self._private.link_socket, "the private executor", self._hello
