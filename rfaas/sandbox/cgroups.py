@@ -272,11 +272,9 @@ def find() -> tuple[Places, str]:
         wanted = [name for name in (*CONTROLLERS, COUNTER) if name in key.split(",")]
         if (mount := mounts.get(key)) is None or (key and not wanted):
             continue
-        root, point = mount
-        path = inside if key else inside.removesuffix(_OWN)
-        if not f"{path}/".startswith(f"{root.rstrip('/')}/"):
-            continue  # ours is outside of what is mounted here
-        folder = point + path[len(root.rstrip("/")) :].rstrip("/")
+        folder = _folder(key, inside, *mount)
+        if not folder:
+            continue
         try:
             if not key:
                 wanted = _enable(folder)
@@ -294,6 +292,28 @@ def find() -> tuple[Places, str]:
     if missing and not why:
         why = f"no hierarchy of {', '.join(missing)} is mounted for writing"
     return Places(version, folders), why if missing else ""
+
+
+def beside(name: str) -> tuple[str, list[str]]:
+    """Where groups lie that an engine makes of its own: beneath the executor's, as ours do.
+
+    Returns the path that runc makes `name`'s from (config-linux.md, "Cgroups Path"), and the
+    folders that they then are, in each hierarchy.  Raises OSError where that cannot be known.
+    """
+    own, mounts = _own_groups(), _mounts()
+    found = [_folder(key, path, *mounts[key]) for key, path in own.items() if key in mounts]
+    folders = [f"{folder}/{name}" for folder in found if folder]
+    if set(own) == {""} and folders:  # runc takes the folder above, for another one
+        return folders[0].removeprefix(mounts[""][1]), folders
+    return name, folders  # beneath that of who runs it: another one in each hierarchy
+
+
+def _folder(key: str, path: str, root: str, point: str) -> str:
+    """Where a group of a hierarchy is mounted; of version 2, what an executor moved out of."""
+    path = path if key else path.removesuffix(_OWN)
+    if not f"{path}/".startswith(f"{root.rstrip('/')}/"):
+        return ""  # it is outside of what is mounted here
+    return point + path[len(root.rstrip("/")) :].rstrip("/")
 
 
 def name_of(zygote: int) -> str:

@@ -103,12 +103,12 @@ def test_gpus_on_command_lines() -> None:
 def test_gpus_in_bundles() -> None:
     null = Gpu(name="/dev/null", kind="device", visible="/dev/null", nodes=("/dev/null",))
     job = JOB._replace(gpus=(null,))
-    linux = runc.config(job, is_root=True)["linux"]
+    linux = runc.config(job, "rfaas-00ff")["linux"]
     number = {"type": "c", "major": 1, "minor": 3}
     assert linux["resources"]["devices"][1:] == [{"allow": True, "access": "rw", **number}]
     (device,) = linux["devices"]
     assert {**device, **number, "path": "/dev/null", "fileMode": 0o666} == device
-    bundle = runc.config(job, is_root=False)
+    bundle = runc.config(job, "")
     assert bundle["mounts"][-1]["source"] == bundle["mounts"][-1]["destination"] == "/dev/null"
 
 
@@ -142,7 +142,7 @@ def test_fetching_and_removing() -> None:
 
 
 def test_bundle_of_root() -> None:
-    bundle = runc.config(JOB, is_root=True)
+    bundle = runc.config(JOB, "rfaas-00ff")
     process, linux = bundle["process"], bundle["linux"]
     assert process["user"] == {"uid": 65534, "gid": 65534}
     assert process["noNewPrivileges"]
@@ -155,7 +155,7 @@ def test_bundle_of_root() -> None:
 
 
 def test_bundle_of_a_user() -> None:
-    linux = runc.config(JOB, is_root=False)["linux"]
+    linux = runc.config(JOB, "")["linux"]
     assert {"type": "user"} in linux["namespaces"]
     mapping = {"containerID": 0, "hostID": os.geteuid(), "size": 1}
     assert linux["uidMappings"] == [mapping]

@@ -22,6 +22,8 @@ PROGRAM = "/dev/rfaas/inside"
 SOCKET_PROGRAM = "/rfaas/inside"
 SOCKET_FOLDER = "/rfaas/link"
 NOBODY = 65534
+# In a job's folder: control groups that its engine makes, to be removed with it, one a line.
+GROUPS = "groups"
 # NVIDIA's hook gives a container what its image names, by default all, unless it is told this.
 NO_HOOK = "NVIDIA_VISIBLE_DEVICES=void"
 # Runs Docker with a NIC for each container, and how its makers install it (container_tools).
