@@ -81,8 +81,7 @@ class EngineContainer:
         program = self.command()[0]
         if keeper.is_missing(status) and text == keeper.cannot_run(program, errno.ENOENT):
             return engines.missing(self._engine, program)
-        lines = [line for line in text.splitlines() if line.strip()]
-        why = lines[-1] if lines else f"it ended with status {os.waitstatus_to_exitcode(status)}"
+        why = last_word(text) or f"it ended with status {os.waitstatus_to_exitcode(status)}"
         hint = ""
         if "no such file or directory" in why.lower() and engines.PROGRAM in why:
             hint = "does the image have a C library (glibc 2.34 or newer)? the worker needs one"
@@ -96,6 +95,13 @@ class EngineContainer:
         engine = None if orderly else self._engine
         boxes.remove(engine, self._job.name, self._job.folder)
         os.close(self._lock)
+
+
+def last_word(text: str) -> str:
+    """What an engine said last; podman has a program's own words above ": exit status 1"."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    joined = len(lines) > 1 and lines[-1].startswith(": ")
+    return "".join(lines[-2:] if joined else lines[-1:])
 
 
 class ContainerLevel:

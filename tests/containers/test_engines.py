@@ -18,6 +18,7 @@ import pytest
 
 from rfaas.errors import CapacityError, SystemCallError, UsageError, WorkerCrashedError
 from rfaas.proto.worker_messages import Gpu, Limits
+from rfaas.sandbox.container import last_word
 from rfaas.sandbox.engines import Job, runc, table
 from tests.containers.conftest import Node, name_of
 from tests.harness import images
@@ -334,3 +335,11 @@ def test_engine_that_cannot_be_run(site: Site, shipped: Path) -> None:
         session.lease(library=shipped)
     assert "rdma/container_tools_installer" in refused.value.hint
     until(lambda: not node.processes() and not node.boxes(), "the end of all containers")
+
+
+def test_what_an_engine_said_last() -> None:
+    """Rootless podman, where /dev/fuse is root's alone: its last line is ": exit status 1"."""
+    text = "Error: mounting storage\nfuse: failed\nfuse-overlayfs: cannot mount\n: exit status 1\n"
+    assert last_word(text) == "fuse-overlayfs: cannot mount: exit status 1"
+    assert last_word("one\ntwo\n\n") == "two"
+    assert last_word("") == ""
