@@ -37,6 +37,7 @@ class Bubblewrap:
     channel = str(keeper.CHANNEL_FD)
     listener: socket.socket | None = None
     is_direct = True
+    enters = True
 
     def __init__(
         self, order: SpawnWorker, group: cgroups.Group | None, program: str, paths: list[str]
@@ -110,7 +111,7 @@ class BubblewrapLevel:
         def prepare(group: cgroups.Group | None) -> None:
             self._order, self._group = birth.order, group
 
-        return keeper.start(birth, prepare)
+        return keeper.start(birth, prepare, enters=True)
 
     def enter(self, limits: Limits, degrade: Sequence[str] = ()) -> None:
         raise SystemCallError("level bubblewrap is entered by bwrap, not by the worker")

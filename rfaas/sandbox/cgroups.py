@@ -63,8 +63,8 @@ class Group:
             self.remove()
             raise
 
-    def limit(self, limits: Limits, cpus: Sequence[int]) -> None:
-        """Set the limits.  Raises OSError."""
+    def limit(self, limits: Limits, cpus: Sequence[int], beside: int = 0) -> None:
+        """Set the limits; `beside`: how many processes of ours are in there.  Raises OSError."""
         bytes_max = limits.memory_bytes + limits.shared_bytes + BASE_BYTES
         if limits.memory_bytes and "memory" in self._folders:
             if self._places.version["memory"] == 1:
@@ -78,7 +78,7 @@ class Group:
                 with suppress(OSError):  # before Linux 4.19; who is left would wait for the dead
                     self._write("memory", "memory.oom.group", 1)
         if limits.processes and "pids" in self._folders:
-            processes_max = limits.processes + limits.lanes + BASE_PROCESSES
+            processes_max = limits.processes + limits.lanes + BASE_PROCESSES + beside
             self._write("pids", "pids.max", processes_max)
         if cpus and min(cpus) >= 0 and "cpuset" in self._folders:
             self._write("cpuset", "cpuset.cpus", ",".join(map(str, sorted(cpus))))
@@ -205,8 +205,8 @@ class Groups:
         with suppress(OSError):
             self._ready = self.make()
 
-    def limited(self, limits: Limits, cpus: Sequence[int]) -> Group | None:
-        """The same, with its limits.
+    def limited(self, limits: Limits, cpus: Sequence[int], beside: int = 0) -> Group | None:
+        """The same, with its limits, of `Group.limit`.
 
         Raises:
             SystemCallError: none can be made, though some could.
@@ -215,7 +215,7 @@ class Groups:
         try:
             group = self.make()
             if group is not None:
-                group.limit(limits, cpus)
+                group.limit(limits, cpus, beside)
         except OSError as error:
             if group is not None:
                 group.remove()

@@ -48,6 +48,7 @@ class EngineContainer:
         )
         self.what = f"the container ({self._engine.name})"
         self.is_direct = self._engine.is_direct
+        self.enters = self._engine.enters
         name, folder, self._lock = boxes.make(self._engine.name)
         self._job = engines.Job(
             name=name,
@@ -124,7 +125,9 @@ class ContainerLevel:
         def prepare(group: cgroups.Group | None) -> None:
             self._order, self._group = birth.order, group
 
-        return keeper.start(birth, prepare)
+        wanted = birth.order.container
+        engine = engines.table()[wanted.engine] if wanted is not None else None
+        return keeper.start(birth, prepare, enters=engine is not None and engine.enters)
 
     def enter(self, limits: Limits, degrade: Sequence[str] = ()) -> None:
         raise SystemCallError("level container is entered by an engine, not by the worker")

@@ -29,6 +29,7 @@ from rfaas.control.link import Link
 from rfaas.core.elf import ExportedFunction, read_functions
 from rfaas.errors import PeerLostError, RfaasError, SystemCallError
 from rfaas.native._worker import adopt_orphans, die_with_parent
+from rfaas.paths import system_text
 from rfaas.proto.codec import names_page
 from rfaas.proto.messages import Error
 from rfaas.proto.worker_messages import LibraryLoaded, LoadLibrary, WorkerDied
@@ -58,6 +59,7 @@ class Container(Protocol):
     channel: str  # where the program finds its keeper: "3" inherited, or a socket's path inside
     listener: socket.socket | None  # of that path
     is_direct: bool  # whether what is printed comes to us by no other process
+    enters: bool  # whether its engine is small enough to be in `group` itself, with all it starts
     group: cgroups.Group | None
     limits: list[tuple[int, int]]  # for setrlimit(2)
     gpus: tuple[Gpu, ...]  # whose devices are in there
@@ -107,17 +109,18 @@ class Kept:
         return end
 
 
-def start(birth: Birth, prepare: Callable[[cgroups.Group | None], None]) -> Kept:
+def start(birth: Birth, prepare: Callable[[cgroups.Group | None], None], *, enters: bool) -> Kept:
     """Fork a keeper.
 
     Args:
+        enters: whether the engine is in the control groups as well: see `Container`.
         prepare: called in it, with the control groups that its container is to be in.
 
     Raises:
         OSError: it cannot be forked.
         SystemCallError: no control group can be made, though some can.
     """
-    group = cgroups.of_node().limited(birth.order.limits, birth.order.cpus)
+    group = cgroups.of_node().limited(birth.order.limits, birth.order.cpus, beside=int(enters))
     # Blocked until it is ready to hear: an order to stop that comes early is kept.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     zygote = os.getpid()
@@ -206,8 +209,8 @@ class _Keeper:
             return
         self._relay()  # what came before
         self._is_inside = True
-        if container.group is not None:  # it waits for its task, and has started nothing
-            container.group.join(hello.pid)
+        if container.group is not None and not container.enters:
+            container.group.join(hello.pid)  # it waits for its task, and has started nothing
         steps = {"engine": time.monotonic_ns() - begun}
         self._hand_over(container, functions, (library_fd, rings_fd, account_fd))
         loaded = self._next(inside.LOADED)
@@ -280,9 +283,12 @@ class _Keeper:
         os.set_blocking(self._words, False)
         command = list(container.command())
         keeper = os.getpid()
-        self._engine = os.fork()
+        group, born = container.group if container.enters else None, False
+        self._engine, born = (os.fork(), False) if group is None else group.fork()
         if not self._engine:
             try:
+                if group is not None:
+                    _enter(group, born=born, words=words)
                 os.dup2(words, 1)
                 os.dup2(words, 2)
                 if theirs is not None and theirs.fileno() == CHANNEL_FD:
@@ -447,6 +453,15 @@ class _Keeper:
             with suppress(BlockingIOError):
                 os.read(self._wake, 4096)
         return self._engine_status
+
+
+def _enter(group: cgroups.Group, *, born: bool, words: int) -> None:
+    """In the process that is to be the engine: it and all that it starts are limited."""
+    try:
+        group.enter(born=born)
+    except OSError as error:
+        os.write(words, f"it cannot be limited: {system_text(error)}\n".encode())
+        os._exit(1)
 
 
 def _end_children() -> None:

@@ -58,6 +58,7 @@ class Engine(Protocol):
     package: str  # that brings it, in Debian; "" where Debian has none
     inherits: bool  # whether a descriptor of ours becomes one of the worker's
     is_direct: bool  # whether its containers write to our pipe, and not through a process of it
+    enters: bool  # whether it is small enough to be in the lease's control groups itself
     takes_trees: bool  # runs an unpacked tree; others keep images of their own
 
     def command(self, job: Job) -> list[str]:

@@ -35,6 +35,7 @@ class Docker:
     package = "docker.io"
     inherits = False
     is_direct = False
+    enters = False
     takes_trees = False
 
     def command(self, job: Job) -> list[str]:

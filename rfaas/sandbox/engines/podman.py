@@ -26,6 +26,7 @@ class Podman:
     name = program = package = "podman"
     inherits = True
     is_direct = False
+    enters = False
     takes_trees = False
 
     def command(self, job: Job) -> list[str]:

@@ -30,6 +30,8 @@ class Runc:
 
     def __init__(self, name: str) -> None:
         self.name = self.program = self.package = name
+        # runc has some ten threads and 20 MiB, which would be the lease's, and makes groups itself.
+        self.enters = name == "crun"
 
     def command(self, job: Job) -> list[str]:
         command = [self.program, "--root", f"{job.folder}/state"]

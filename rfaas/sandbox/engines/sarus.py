@@ -20,6 +20,7 @@ class Sarus:
     package = ""
     inherits = False
     is_direct = True
+    enters = False
     takes_trees = False
 
     def command(self, job: Job) -> list[str]:
