@@ -38,6 +38,7 @@ class Bubblewrap:
     listener: socket.socket | None = None
     is_direct = True
     enters = True
+    network = False
 
     def __init__(
         self, order: SpawnWorker, group: cgroups.Group | None, program: str, paths: list[str]

@@ -49,6 +49,7 @@ class EngineContainer:
         self.what = f"the container ({self._engine.name})"
         self.is_direct = self._engine.is_direct
         self.enters = self._engine.enters
+        self.network = engines.has_sriov(self._engine, wanted.options)
         name, folder, self._lock = boxes.make(self._engine.name)
         self._job = engines.Job(
             name=name,

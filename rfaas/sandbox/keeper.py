@@ -63,6 +63,7 @@ class Container(Protocol):
     group: cgroups.Group | None
     limits: list[tuple[int, int]]  # for setrlimit(2)
     gpus: tuple[Gpu, ...]  # whose devices are in there
+    network: bool  # whether its network is for the function to use
 
     def command(self) -> Sequence[str]:
         """The command line that runs the container in the foreground."""
@@ -330,6 +331,7 @@ class _Keeper:
                 table_bytes=len(table),
                 variables_bytes=len(variables),
                 uses_devices=bool(container.gpus),
+                uses_network=container.network,
                 limits=container.limits,
                 fds=(*fds, table_fd),
             )

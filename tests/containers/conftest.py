@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -83,6 +84,13 @@ class Node:
         """The executor."""
         self.executor = self.site.start("executor")
         return self.executor
+
+    def restart(self) -> None:
+        """Anew, with what was set meanwhile."""
+        assert self.executor is not None
+        self.executor.signal(signal.SIGTERM)
+        self.executor.wait()
+        self.start()
 
     def session(self, **settings: object) -> Session:
         return self.site.session(

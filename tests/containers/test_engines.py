@@ -21,9 +21,11 @@ from rfaas.proto.worker_messages import Gpu, Limits
 from rfaas.sandbox.container import last_word
 from rfaas.sandbox.engines import Job, runc, table
 from tests.containers.conftest import Node, name_of
+from tests.functions.build import build_library
 from tests.harness import images
 from tests.harness.images import Layout
 from tests.harness.processes import until
+from tests.harness.rdma import End
 from tests.harness.site import Site
 
 DIGEST = "sha256:" + "0" * 64
@@ -117,7 +119,7 @@ def test_docker_with_sriov() -> None:
     """As the published system: docker_rdma_sriov run --rm -i --net= --ip= --volume V:/opt."""
     line = " ".join(table()["docker"].command(JOB._replace(options=SRIOV)))
     assert line.startswith(
-        "docker_rdma_sriov run --rm -i --net=mynet --ip=148.187.105.220 "
+        "docker_rdma_sriov run --rm -i --net=mynet --ulimit=memlock=-1:-1 --ip=148.187.105.220 "
         "--volume /users/rfaas/opt:/opt:ro --name rfaas-00ff "
     )
     assert line.endswith(COMMANDS["docker"].partition("--name rfaas-00ff ")[2])
@@ -216,6 +218,56 @@ def test_worker(site: Site, hostile: Path, layout: Layout, engine: str, program:
         assert lease.call("empty_output") == b""
         lease.submit("loop_forever")
     until(lambda: not node.processes() and not node.boxes(), "the end of all containers")
+
+
+@pytest.mark.parametrize("is_open", [False, True])
+def test_network(site: Site, libraries: Path, is_open: bool) -> None:
+    """Of a container with a NIC of its own the function may use it; of no other one any."""
+    attacks = build_library(libraries, "attacks")
+    node = with_nic(site) if is_open else Recorded(site, "docker", "docker")
+    site.set(lease__image=f"group/name@{DIGEST}")
+    node.start()
+    with node.session() as session, session.lease(library=attacks) as lease:
+        lines = bytes(lease.call("connect_out", b"/nowhere")).decode().splitlines()
+        found = dict(line.rsplit(": ", 1) for line in lines)
+    sockets = ("tcp socket", "udp socket", "netlink socket")
+    assert {found.pop(what) for what in sockets} == ({"done"} if is_open else {"EPERM"})
+    if is_open:
+        assert found.pop("connect") == "ECONNREFUSED"
+        assert found.pop("bind") in ("done", "EACCES")
+    assert found == {"packet socket": "EPERM", "unix socket": "EPERM"}
+
+
+def test_no_network_at_another_level(site: Site, libraries: Path) -> None:
+    """The key says what Docker's containers have, whatever else the node runs."""
+    attacks = build_library(libraries, "attacks")
+    node = with_nic(site)
+    node.start()
+    with node.session() as session, session.lease(library=attacks, isolation="sandbox") as lease:
+        lines = bytes(lease.call("connect_out", b"/nowhere")).decode().splitlines()
+        assert {line.rsplit(": ", 1)[1] for line in lines} == {"EPERM"}
+
+
+@pytest.mark.rdma
+def test_nic(site: Site, libraries: Path, rdma_ends: tuple[End, End]) -> None:
+    """librdmacm and libibverbs work in there: netlink, ioctl and what else they need."""
+    nic = build_library(libraries, "nic")
+    node = with_nic(site)
+    site.set(lease__image=f"group/name@{DIGEST}")
+    node.start()
+    with node.session() as session, session.lease(library=nic) as lease:
+        assert bytes(lease.call("use_nic", rdma_ends[0].address.encode())) == b"works"
+    site.set(container__docker_rdma_sriov="false")
+    node.restart()
+    with node.session() as session, session.lease(library=nic) as lease:
+        assert bytes(lease.call("use_nic", rdma_ends[0].address.encode())) != b"works"
+
+
+def with_nic(site: Site) -> Recorded:
+    """A node whose containers have a NIC, as the stand-in understands it: that of the machine."""
+    node = Recorded(site, "docker", "docker_rdma_sriov")
+    site.set(**{f"container__{key}": value for key, value in SRIOV.items()})
+    return node
 
 
 def test_image_of_the_configured_registry(site: Site, hostile: Path) -> None:
@@ -325,8 +377,7 @@ class TestWhatIsNotInstalled:
 
 def test_engine_that_cannot_be_run(site: Site, shipped: Path) -> None:
     """It was there as the node started, and what it is run by is gone."""
-    node = Recorded(site, "docker", "docker_rdma_sriov")
-    site.set(**{f"container__{key}": value for key, value in SRIOV.items()})
+    node = with_nic(site)
     site.set(lease__image=f"group/name@{DIGEST}")
     node.start()
     (site.path / "bin/docker_rdma_sriov").write_text("#!/nowhere/python\n")

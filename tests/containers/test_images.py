@@ -166,7 +166,7 @@ def test_registry_with_credentials(
             session.lease(library=shipped, image=name)
         assert "registry_auth" in refused.value.hint
     made.site.set(container__registry_auth=own_registry.auth)
-    restart(made)
+    made.restart()
     told: list[str] = []
     with made.session() as session:
         session.progress = told.append
@@ -183,13 +183,6 @@ def another(registry: Registry, node: Node) -> str:
     """An image that podman has not fetched yet."""
     unlike = images.layer(images.system_libraries() | {"etc/unlike": os.urandom(8)})
     return registry.push(Layout(node.site.path / "unlike", [unlike]), "group/unlike")
-
-
-def restart(node: Node) -> None:
-    assert node.executor is not None
-    node.executor.signal(15)
-    node.executor.wait()
-    node.start()
 
 
 @either

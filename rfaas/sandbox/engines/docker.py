@@ -4,8 +4,8 @@ With `container.docker_rdma_sriov` this is what the published rFaaS ran: the wra
 `docker_rdma_sriov` of Mellanox's docker-sriov-plugin, which takes what `docker run` takes
 and moves the RDMA device of the network's virtual function in (its README: "docker_rdma_sriov
 run --net=NAME IMAGE", the network made by "docker network create -d sriov"); network,
-address, volume (at /opt) and registry are that system's keys.  A worker in there may hold a
-NIC's connection, so it is for trusted leases only.
+address, volume (at /opt) and registry are that system's keys.  A function in there may use the
+network that the NIC is in (`has_sriov`), so it is for people whom the site trusts.
 
 The daemon passes no descriptors, so the worker connects to its keeper's socket, which is
 mounted in.  Options: docker-run(1).
@@ -42,7 +42,8 @@ class Docker:
         options = job.options
         if has_sriov(self, options):
             command = [SRIOV, "run", "--rm", "-i"]
-            command += [f"--net={options['docker_network']}"]
+            # What a NIC is to reach is locked memory; the lease's limit bounds it.
+            command += [f"--net={options['docker_network']}", "--ulimit=memlock=-1:-1"]
             if address := options.get("docker_address"):
                 command += [f"--ip={address}"]
         else:
