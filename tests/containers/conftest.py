@@ -42,9 +42,9 @@ def running_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Regis
 
 
 @pytest.fixture(scope="session")
-def own_registry(running_registry: Registry | None) -> Registry:
+def own_registry(running_registry: Registry | None, pytestconfig: pytest.Config) -> Registry:
     """The registry."""
-    registry.require(*Registry.PROGRAMS)
+    registry.require(pytestconfig, *Registry.PROGRAMS)
     assert running_registry is not None
     return running_registry
 
@@ -120,9 +120,9 @@ def name_of(pid: int) -> str:
 def equip(request: pytest.FixtureRequest, site: Site, engine: str) -> None:
     """Configure a site for an engine, or for bubblewrap; skip where it is not here."""
     if engine == "bubblewrap":
-        registry.require("bwrap")
+        registry.require(request.config, "bwrap")
         return
-    registry.require(engine)
+    registry.require(request.config, engine)
     layout: images.Layout = request.getfixturevalue("layout")
     reference = layout.reference
     if engine == "podman":

@@ -14,9 +14,9 @@ EX_USAGE = 2
 
 
 @pytest.fixture
-def image(site: Site, layout: Layout) -> str:
+def image(site: Site, layout: Layout, pytestconfig: pytest.Config) -> str:
     """An image, on a site whose environment says nothing of containers."""
-    registry.require("runc")
+    registry.require(pytestconfig, "runc")
     assert not any(key.startswith("RFAAS_CONTAINER") for key in site.environ)
     return layout.reference
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.containers.conftest import BASE, Node, equip
-from tests.harness import users
+from tests.harness import registry, users
 from tests.harness.processes import Child, until
 from tests.harness.site import RFAAS, Site
 
@@ -39,8 +39,7 @@ def test_call(request: pytest.FixtureRequest, user_site: Site, shipped: Path, en
     equip(request, site, engine)
     site.set(executor__resource_manager="none")
     if engine == "podman":
-        if shutil.which("fuse-overlayfs") is None:
-            pytest.skip("fuse-overlayfs is not installed: packaging/container-engines.sh does")
+        registry.require(request.config, "fuse-overlayfs")
         store = site.path / "storage.conf"
         store.write_text(STORE.format(path=site.path))
         auth = site.path / "auth.json"
