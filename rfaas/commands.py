@@ -348,7 +348,10 @@ def _add_diagnosis(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     )
     doctor.add_argument("--json", action="store_true", help="print one JSON object")
     doctor.add_argument(
-        "--need", choices=("shm", "verbs", "sandbox"), default="shm", help="what must work (shm)"
+        "--need",
+        choices=("shm", "verbs", "sandbox", "container"),
+        default="shm",
+        help="what must work (shm)",
     )
     window = [flag for flag in LEASE_FLAGS if flag[1] in ("lane.slots", "lane.slot_bytes")]
     _add_common(doctor, window)

@@ -36,7 +36,7 @@ def run(config: Config, role: str, private_fd: int) -> int:
     if role != "resource-manager":
         from rfaas.launch import zygote
 
-        nursery = zygote.start(_load_worker, config.sandbox)
+        nursery = zygote.start(_load_worker, config.sandbox, config.container)
     _raise_descriptor_limit()  # not for workers: a library may still use select(2)
     import asyncio
 

@@ -45,6 +45,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--require-rdma", action="store_true", help="fail where RDMA is missing, do not skip"
     )
+    group.addoption(
+        "--require-engines",
+        action="store_true",
+        help="fail where bwrap, an engine or the registry is missing, do not skip",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

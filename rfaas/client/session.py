@@ -120,9 +120,7 @@ class Session:
                         f"no resource manager: {error.text}",
                         hint="start one with: rfaas serve --role resource-manager",
                     ) from None
-        self._private = PrivateExecutor(
-            self.config.executor, self.config.sandbox, self.config.rdma.device
-        )
+        self._private = PrivateExecutor(self.config)
         try:
             link = links.greet(self._private.link_socket, PRIVATE_PEER, self._hello)
             return link, "private"

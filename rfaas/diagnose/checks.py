@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from itertools import count
 
-from rfaas.diagnose.containers import bubblewrap, containers
+from rfaas.diagnose.containers import CONTAINERS, bubblewrap
 from rfaas.diagnose.records import Device, Facts, Finding, Wants
 from rfaas.units import format_bytes
 
-USES = ("shm", "verbs", "sandbox")  # what may be blocked; --need takes one
+USES = ("shm", "verbs", "sandbox", "container")  # what may be blocked; --need takes one
 PYTHON_MIN = (3, 10)
 LANDLOCK_ABI_WANTED = 4  # the first that holds TCP; landlock(7)
 FILES_OF_EXECUTOR, FILES_PER_WORKER = 24, 8  # with its links, and one client's for each worker
@@ -446,6 +446,6 @@ def gpus(facts: Facts, wants: Wants) -> Iterator[Finding]:
 CHECKS: tuple[Check, ...] = (
     *(python, shared_memory, cores, clock, huge_pages, open_files),
     *(namespaces, landlock, seccomp, cgroups),
-    *(bubblewrap, containers, gpus),
+    *(bubblewrap, *CONTAINERS, gpus),
     *(modules, libraries, devices, atomics, memlock, transport),
 )

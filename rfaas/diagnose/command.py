@@ -69,8 +69,8 @@ def run_doctor(config: Config, options: argparse.Namespace) -> int:
     """Say what is missing; 0 where what is needed can work."""
     from rfaas.diagnose.facts import gather
 
-    facts = gather()
-    lane = config.lane
+    facts = gather(config.container, config.lease.image)
+    lane, container = config.lane, config.container
     wants = Wants(
         # Inputs and outputs, on either side: the NIC writes the ones and reads the others.
         window_bytes=2 * lane.slots * lane.slot_bytes,
@@ -78,6 +78,11 @@ def run_doctor(config: Config, options: argparse.Namespace) -> int:
         slot_bytes=lane.slot_bytes,
         knows_verbs=report.knows_verbs(),
         degrade=[] if config.sandbox.require else config.sandbox.degrade.split(),
+        engine=container.engine,
+        docker_rdma_sriov=container.docker_rdma_sriov,
+        registry_auth=container.registry_auth,
+        store=container.store,
+        image=config.lease.image,
     )
     findings = examine(facts, wants)
     is_blocked = blocked(findings)

@@ -16,8 +16,17 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
-from rfaas.diagnose import containers, devices, gpus, netlink, pyverbs_import, rdma_core
-from rfaas.diagnose.records import Cgroup, Facts
+from rfaas.config import ContainerConfig
+from rfaas.diagnose import (
+    containers,
+    devices,
+    gpus,
+    images,
+    netlink,
+    pyverbs_import,
+    rdma_core,
+)
+from rfaas.diagnose.records import Cgroup, Container, Facts
 
 NATIVE = ("_window", "_calls", "_worker")  # what every call needs
 MODULES = {  # what is there where the module is, built in or loaded
@@ -34,8 +43,13 @@ LANDLOCK_VERSION = 1  # LANDLOCK_CREATE_RULESET_VERSION
 TIMEX_BYTES = 208  # struct timex, sys/timex.h; more does no harm
 
 
-def gather() -> Facts:
-    """Everything; some tens of milliseconds."""
+def gather(container: ContainerConfig | None = None, image: str = "") -> Facts:
+    """Everything; some tens of milliseconds, and a question to the registry of an image.
+
+    Args:
+        container: what of the configuration is to be looked at.
+        image: `lease.image`; "": none.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
     soft, hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     huge = _meminfo()
@@ -78,6 +92,7 @@ def gather() -> Facts:
         landlock_abi=max(0, libc.syscall(LANDLOCK_CREATE_RULESET, None, 0, LANDLOCK_VERSION)),
         programs=containers.programs(),
         bubblewrap_error=containers.bubblewrap_error(),
+        container=images.find(container, image) if container is not None else Container(),
         has_seccomp_filter=os.path.exists("/proc/sys/kernel/seccomp/actions_avail"),
         gpus={one.name: one.visible for one in gpu.gpus},
         gpus_left_out=gpu.left_out,

@@ -107,6 +107,17 @@ class Cgroup(Record, frozen=True, kw_only=True):
     has_kill: bool = False  # cgroup.kill somewhere among them
 
 
+class Container(Record, frozen=True, kw_only=True):
+    """What the configuration names for level `container`, as it is here."""
+
+    registry_auth_error: str = ""  # "": it can be read, or none is named
+    registry_auth_mode: int = 0o600
+    store_error: str = ""  # "": trees can be kept there
+    architecture: str = "amd64"  # of this machine, as images have it
+    image: str = ""  # "here", "there" (in its registry), a cause of core/image.py, "unknown"
+    image_said: str = ""  # by whom it was asked for
+
+
 class Facts(Record, frozen=True, kw_only=True):
     """All that `checks.py` judges by."""
 
@@ -145,6 +156,7 @@ class Facts(Record, frozen=True, kw_only=True):
     has_seccomp_filter: bool = False
     programs: dict[str, str] = {}  # name: where it is; "": not here
     bubblewrap_error: str = ""  # "": bwrap confines
+    container: Container = Container()
     gpus: dict[str, str] = {}  # name: its UUID or index
     gpus_left_out: list[str] = []  # in words
     gpu_nodes_closed: list[str] = []  # that a worker in a sandbox cannot open
@@ -158,6 +170,11 @@ class Wants(Record, frozen=True, kw_only=True):
     slot_bytes: int
     knows_verbs: bool = True  # lane.transport may be "verbs"
     degrade: Sequence[str] = ()  # parts that a sandbox may lack: `sandbox.degrade`
+    engine: str = "auto"  # container.engine, and what follows of that section
+    docker_rdma_sriov: bool = False
+    registry_auth: str = ""
+    store: str = ""
+    image: str = ""  # lease.image
 
 
 class Finding(Record, frozen=True, kw_only=True):

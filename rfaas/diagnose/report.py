@@ -168,7 +168,7 @@ def _mark(finding: Finding) -> str:
 
 
 def verdict(findings: Sequence[Finding]) -> str:
-    """`shm works; verbs does not; sandbox works`."""
+    """`shm can work; verbs cannot work; ...`."""
     is_blocked = blocked(list(findings))
     return "; ".join(f"{use} {'cannot' if is_blocked[use] else 'can'} work" for use in USES)
 

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING
 from rfaas.core import image as images
 from rfaas.core.image import Image
 from rfaas.errors import (
-    CapacityError,
     ImageError,
     RfaasError,
     SystemCallError,
@@ -34,7 +33,6 @@ from rfaas.sandbox import engines
 if TYPE_CHECKING:
     from rfaas.config import ContainerConfig
 
-ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}  # uname(2) -> OCI (GOARCH)
 WORDS_MAX = 16  # of what a command said last
 LINE_MAX = 4000
 FETCHES_MAX = 4  # at once: each is a process and a disk's bandwidth
@@ -79,7 +77,7 @@ class Images:
                 f"this node takes no image {before}",
                 hint=f"it takes {' '.join(patterns) or 'none'} (container.images)",
             )
-        engine = engines.chosen(self._config.engine)
+        engine = engines.chosen(self._config.engine, sriov=self._config.docker_rdma_sriov)
         keys = self._config.__struct_fields__
         options = {key: _text(getattr(self._config, key)) for key in keys}
         async with self._fetching.setdefault(reference, asyncio.Lock()):
@@ -103,11 +101,29 @@ class Images:
         self, engine: engines.Engine, name: str, options: dict[str, str], say: Say
     ) -> None:
         has = engine.has(name, options)
-        if has and (await self._run(has, None))[0] == 0:
+        if has and await self._is_stored(name, has):
             return
         self._check_may_fetch(name)
         for command in engine.pull(name, options):
             await self._fetch(name, command, say)
+        if has:
+            await self._is_stored(name, has)
+
+    async def _is_stored(self, name: str, has: list[str]) -> bool:
+        """Whether an engine has an image; engines keep and run those of any architecture.
+
+        One question for both: who asks twice waits twice, with each lease.
+        """
+        status, lines = await self._run(has, None)
+        if status:
+            return False
+        found = next((line for line in reversed(lines) if line.isalnum()), "")  # not a warning
+        if found != (wanted := images.architecture(os.uname().machine)):
+            kind = found or "no known architecture"
+            raise UsageError(
+                f"image {name} cannot be used: it is for {kind}, this node is {wanted}"
+            )
+        return True
 
     def _check_may_fetch(self, name: str) -> None:
         if self._config.pull == "never":
@@ -170,7 +186,7 @@ class Images:
 
     async def _unpack(self, image: Image, layout: str, tree: str) -> None:
         """In a process of its own: what is unpacked comes from strangers."""
-        wanted = ARCHITECTURES.get(os.uname().machine, os.uname().machine)
+        wanted = images.architecture(os.uname().machine)
         digest = image.digest if image.is_layout else ""  # skopeo has checked what it fetched
         if getattr(sys, "frozen", False):  # PyInstaller's binary; see packaging/boot/binary.py
             unpacker = [sys.executable, "--unpack-image"]
@@ -191,7 +207,8 @@ class Images:
         async with self._slots:
             status, lines = await self._run(command, say)
         if status:
-            raise _refusal(name, command[0], status, lines)
+            what = f"{command[0]} cannot fetch image {name}"
+            raise images.refusal(what, os.uname().machine, status, lines)
 
     async def _run(self, command: Sequence[str], say: Say | None) -> tuple[int, list[str]]:
         """Run a command to its end; its status, and what it said last."""
@@ -249,27 +266,3 @@ def _write_unpacker(path: str) -> None:
 def _text(value: object) -> str:
     """A value of the configuration, for engines; "" is false as well."""
     return ("true" if value else "") if isinstance(value, bool) else str(value)
-
-
-def _refusal(name: str, program: str, status: int, lines: list[str]) -> RfaasError:
-    """Why a command could not fetch an image, from what it said."""
-    said = next((line for line in reversed(lines) if line), f"it ended with status {status}")
-    for mark in ('msg="', "Error: "):
-        said = said.partition(mark)[2].rstrip('"') or said
-    low = " ".join(lines).lower()
-    text = f"{program} cannot fetch image {name}: {said[:1500]}"
-    if "no image found in" in low or "architecture" in low:
-        return UsageError(text, hint=f"it has none for {os.uname().machine}, what this node is")
-    if "unauthorized" in low or "authentication required" in low or "denied" in low:
-        return ImageError(
-            text, hint="container.registry_auth names the file with the registry's credentials"
-        )
-    if "manifest unknown" in low or "name unknown" in low or "not found" in low:
-        return ImageError(text, hint="is the digest right, and was the image pushed?")
-    if "connection refused" in low or "no such host" in low or "timeout" in low:
-        return ImageError(text, hint="is the registry up, and can this node reach it?")
-    if "no space left" in low:
-        return CapacityError(text, hint="free space where container.store is")
-    if "server gave http response" in low:
-        return ImageError(text, hint="it speaks no TLS; container.registry_insecure allows it")
-    return ImageError(text)

@@ -13,15 +13,17 @@ import socket
 import sys
 from typing import TYPE_CHECKING
 
-from rfaas.config import ExecutorConfig, SandboxConfig
 from rfaas.errors import SystemCallError
 
 if TYPE_CHECKING:
     import subprocess
 
+    from rfaas.config import Config
+
 _BOOT = "import sys; sys.path[:] = sys.argv.pop(1).split(chr(10)); "
 _MAIN = "from rfaas.cli import main; sys.exit(main())"
-_NOT_PRIVATE = ("address", "name", "resource_manager")  # rfaas.serve sets them
+_PASSED_ON = ("executor", "sandbox", "container", "rdma")
+_NOT_PRIVATE = {("executor", key) for key in ("address", "name", "resource_manager")}  # serve's
 
 
 def program() -> str:
@@ -48,7 +50,7 @@ def python(code: str, *arguments: str) -> list[str]:
 class PrivateExecutor:
     """An executor that serves this process alone, and goes when its link is closed."""
 
-    def __init__(self, config: ExecutorConfig, sandbox: SandboxConfig, device: str = "") -> None:
+    def __init__(self, config: Config) -> None:
         """Start it with the client's configuration; `link_socket` is the socket to greet it on.
 
         Raises:
@@ -61,15 +63,13 @@ class PrivateExecutor:
         with theirs:
             fd = theirs.fileno()
             flags = ["--role", "executor", "--private-fd", str(fd)]
-            for key in config.__struct_fields__:
-                if key not in _NOT_PRIVATE:
-                    flags += ["--set", f"executor.{key}={getattr(config, key)}"]
-            for key in sandbox.__struct_fields__:
-                value = getattr(sandbox, key)
-                text = str(value).lower() if isinstance(value, bool) else value
-                flags += ["--set", f"sandbox.{key}={text}"]
-            if device:
-                flags += ["--set", f"rdma.device={device}"]
+            for section in _PASSED_ON:
+                own = getattr(config, section)
+                for key in own.__struct_fields__:
+                    if (section, key) not in _NOT_PRIVATE:
+                        value = getattr(own, key)
+                        text = str(value).lower() if isinstance(value, bool) else value
+                        flags += ["--set", f"{section}.{key}={text}"]
             try:
                 self._process: subprocess.Popen[bytes] = subprocess.Popen(
                     command("serve", *flags),

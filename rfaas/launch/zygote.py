@@ -19,7 +19,7 @@ from contextlib import suppress
 from typing import NamedTuple, NoReturn
 
 from rfaas import sandbox
-from rfaas.config import SandboxConfig
+from rfaas.config import ContainerConfig, SandboxConfig
 from rfaas.control.carrier import SocketCarrier
 from rfaas.control.link import Link
 from rfaas.errors import PeerLostError, RfaasError, SystemCallError
@@ -55,13 +55,17 @@ class Started(NamedTuple):
     node: SandboxConfig
 
 
-def start(load: Callable[[], WorkerMain], node: SandboxConfig) -> Started:
+def start(
+    load: Callable[[], WorkerMain],
+    node: SandboxConfig,
+    container: ContainerConfig = ContainerConfig(),  # noqa: B008 - frozen
+) -> Started:
     """Fork the zygote.
 
     In the zygote, `load` is called once: it imports what workers need and returns
     what each of them runs.  Call this while the process is single-threaded.  The
-    zygote closes all but its own link and the standard streams.  `node` says what
-    levels of isolation may be like here.
+    zygote closes all but its own link and the standard streams.  `node` and `container` say
+    what levels of isolation may be like here.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     parent = os.getpid()
@@ -76,7 +80,7 @@ def start(load: Callable[[], WorkerMain], node: SandboxConfig) -> Started:
         # No signal: killed with the executor, it could not end what workers have started.
         _become_child(parent, "rfaas-zygote", 0)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # init and batch systems send it to all
-        serve(Link(theirs, "the executor"), load(), node)
+        serve(Link(theirs, "the executor"), load(), node, container)
         status = 0
     except KeyboardInterrupt:
         status = 130
@@ -86,7 +90,9 @@ def start(load: Callable[[], WorkerMain], node: SandboxConfig) -> Started:
         os._exit(status)
 
 
-def serve(link: Link, worker_main: WorkerMain, node: SandboxConfig) -> None:
+def serve(
+    link: Link, worker_main: WorkerMain, node: SandboxConfig, container: ContainerConfig
+) -> None:
     """Start, kill and reap workers until the executor closes the link."""
     from rfaas.native._worker import adopt_orphans
 
@@ -100,7 +106,7 @@ def serve(link: Link, worker_main: WorkerMain, node: SandboxConfig) -> None:
     poller.register(link.fileno(), select.POLLIN)
     poller.register(wake_reader, select.POLLIN)
     workers: Workers = {}
-    found = {name: tuple(level.lacks(node)) for name, level in sandbox.LEVELS.items()}
+    found = {name: tuple(one.lacks(node, container)) for name, one in sandbox.LEVELS.items()}
     try:
         link.send(LevelsFound(levels=found, places=cgroups.of_node().places))
         _rehearse()

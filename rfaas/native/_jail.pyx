@@ -17,7 +17,8 @@ cdef extern from "jail.h" nogil:
     int jail_drop(const char **what)
     int jail_landlock_abi()
     int jail_landlock(const char **devices, size_t count, const char **what)
-    int jail_seccomp(int devices, const char **what)
+    unsigned JAIL_DEVICES
+    int jail_seccomp(unsigned opens, const char **what)
 
 cdef extern from "Python.h":
     void PyOS_BeforeFork()
@@ -193,7 +194,7 @@ def landlock(devices=()):
 def seccomp(bint devices):
     """Only the system calls of jail_calls.c; with ioctl(2) for `devices`."""
     cdef const char *what = ""
-    cdef int error = jail_seccomp(devices, &what)
+    cdef int error = jail_seccomp(JAIL_DEVICES if devices else 0, &what)
     _check(error, what)
 
 

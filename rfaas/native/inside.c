@@ -79,7 +79,9 @@ static void confine(const inside_task *task) {
     if (jail_drop(&what))
         refuse(what);
     limit(task);
-    if (task->filter & INSIDE_FILTER && jail_seccomp(task->filter & INSIDE_DEVICES, &what))
+    unsigned opens = (task->filter & INSIDE_DEVICES ? JAIL_DEVICES : 0) |
+                     (task->filter & INSIDE_NETWORK ? JAIL_NETWORK : 0);
+    if (task->filter & INSIDE_FILTER && jail_seccomp(opens, &what))
         refuse(what);
 }
 

@@ -15,13 +15,14 @@
 #define INSIDE_TEXT_MAX 2048u /* of a message, and less than PIPE_BUF: it is written at once */
 #define INSIDE_LIMITS 8u      /* entries of rlimit[] */
 
-enum { INSIDE_FILTER = 1, INSIDE_DEVICES = 2 }; /* filter system calls; but for ioctl(2) */
+/* filter system calls; but for ioctl(2); but for that and the sockets of a network */
+enum { INSIDE_FILTER = 1, INSIDE_DEVICES = 2, INSIDE_NETWORK = 4 };
 enum { INSIDE_HELLO = 1, INSIDE_LOADED, INSIDE_FAILED, INSIDE_FAILED_LIBRARY, INSIDE_ENDED };
 
 /* The table, a memory file: int32 cpus[lanes], then the environment, each "NAME=value" with a NUL,
  * then functions: each a byte for its ABI and its name with a NUL. */
 typedef struct {
-    uint32_t magic, lanes, functions, filter; /* INSIDE_FILTER, INSIDE_DEVICES */
+    uint32_t magic, lanes, functions, filter; /* INSIDE_FILTER, ... */
     int64_t hot_timeout_ms;
     uint64_t ring_bytes, table_bytes, environment_bytes;
     struct {

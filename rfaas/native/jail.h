@@ -40,7 +40,9 @@ int jail_landlock_abi(void);
  * TCP port, no socket or signal outside. */
 int jail_landlock(const char *const *devices, size_t count, const char **what);
 
-/* The filter of system calls; `devices` adds ioctl(2), without which no device works. */
-int jail_seccomp(int devices, const char **what);
+/* The filter of system calls; `opens` adds to them, either ioctl(2), without which no device
+ * works, and JAIL_NETWORK sockets of IP and of those netlinks that name routes and NICs. */
+enum { JAIL_DEVICES = 1, JAIL_NETWORK = 2 };
+int jail_seccomp(unsigned opens, const char **what);
 
 #endif

@@ -10,6 +10,7 @@
 #include <fcntl.h>
 #include <linux/audit.h>
 #include <linux/filter.h>
+#include <linux/netlink.h>
 #include <linux/seccomp.h>
 #include <sched.h>
 #include <stddef.h>
@@ -84,6 +85,13 @@ static const uint16_t allowed[] = {
 #endif
 };
 
+/* Beside socket(2) of some families, which is looked at below. */
+static const uint16_t network_calls[] = {SYS_connect, SYS_bind, SYS_listen, SYS_accept4,
+#ifdef SYS_accept
+                                         SYS_accept,
+#endif
+};
+
 static const uint32_t terminal_requests[] = {TCGETS, FIONREAD, FIONBIO, FIOCLEX};
 
 #define LOAD(field) BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, field))
@@ -92,7 +100,7 @@ static const uint32_t terminal_requests[] = {TCGETS, FIONREAD, FIONBIO, FIOCLEX}
 /* The next `skip` instructions are for this value alone. */
 #define UNLESS(value, skip) BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, value, 0, skip)
 
-int jail_seccomp(int devices, const char **what) {
+int jail_seccomp(unsigned opens, const char **what) {
 #ifndef ARCHITECTURE
     errno = ENOSYS;
     *what = "filter system calls of this architecture";
@@ -129,7 +137,26 @@ int jail_seccomp(int devices, const char **what) {
     PUT(UNLESS(F_SETPIPE_SZ, 1));
     PUT(ANSWER(REFUSED(EPERM)));
     PUT(ANSWER(SECCOMP_RET_ALLOW));
-    if (devices) {
+    if (opens & JAIL_NETWORK) {
+        PUT(UNLESS(SYS_socket, 12));
+        PUT(LOAD(args[0]));
+        PUT(UNLESS(AF_INET, 1));
+        PUT(ANSWER(SECCOMP_RET_ALLOW));
+        PUT(UNLESS(AF_INET6, 1));
+        PUT(ANSWER(SECCOMP_RET_ALLOW));
+        PUT(UNLESS(AF_NETLINK, 5));
+        PUT(LOAD(args[2]));
+        PUT(UNLESS(NETLINK_ROUTE, 1));
+        PUT(ANSWER(SECCOMP_RET_ALLOW));
+        PUT(UNLESS(NETLINK_RDMA, 1));
+        PUT(ANSWER(SECCOMP_RET_ALLOW));
+        PUT(ANSWER(REFUSED(EPERM)));
+        for (size_t i = 0; i < COUNT_OF(network_calls); i++) {
+            PUT(UNLESS(network_calls[i], 1));
+            PUT(ANSWER(SECCOMP_RET_ALLOW));
+        }
+    }
+    if (opens) {
         PUT(UNLESS(SYS_ioctl, 1));
         PUT(ANSWER(SECCOMP_RET_ALLOW));
     } else {

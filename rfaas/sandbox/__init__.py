@@ -20,7 +20,7 @@ from rfaas.sandbox import bubblewrap, cgroups, container, none, process, sandbox
 from rfaas.sandbox.end import End
 
 if TYPE_CHECKING:
-    from rfaas.config import SandboxConfig
+    from rfaas.config import ContainerConfig, SandboxConfig
     from rfaas.control.link import Link
     from rfaas.proto.worker_messages import Lack, Limits, LoadLibrary, SpawnWorker
 
@@ -79,7 +79,7 @@ class Level(Protocol):
     name: str
     trusted: bool
 
-    def lacks(self, node: SandboxConfig) -> list[Lack]:
+    def lacks(self, node: SandboxConfig, container: ContainerConfig) -> list[Lack]:
         """In the zygote, once, when it starts: the parts that cannot be had here."""
 
     def start(self, birth: Birth) -> Confined:

@@ -16,10 +16,9 @@ from contextlib import suppress
 from rfaas.errors import SystemCallError
 from rfaas.paths import ensure_private_dir, runtime_dir
 from rfaas.sandbox import inside
-from rfaas.sandbox.engines import Engine, table
+from rfaas.sandbox.engines import GROUPS, Engine, table
 
 REMOVE_TIMEOUT_S = 20.0
-CGROUPS = "/sys/fs/cgroup"
 
 
 def parent() -> str:
@@ -64,9 +63,10 @@ def remove(engine: Engine | None, name: str, folder: str) -> None:
                 timeout=REMOVE_TIMEOUT_S,
                 check=False,
             )
-    for controller in os.listdir(CGROUPS) if os.path.isdir(CGROUPS) else ():
-        with suppress(OSError):
-            os.rmdir(f"{CGROUPS}/{controller}/rfaas/{name}")
+    with suppress(OSError), open(f"{folder}/{GROUPS}") as groups:
+        for group in groups.read().splitlines():
+            with suppress(OSError):
+                os.rmdir(group)
     shutil.rmtree(folder, ignore_errors=True)
 
 

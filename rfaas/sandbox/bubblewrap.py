@@ -19,7 +19,7 @@ from rfaas.proto.worker_messages import Lack
 from rfaas.sandbox import cgroups, gpus, inside, keeper, libraries, sandbox
 
 if TYPE_CHECKING:
-    from rfaas.config import SandboxConfig
+    from rfaas.config import ContainerConfig, SandboxConfig
     from rfaas.control.link import Link
     from rfaas.proto.worker_messages import Limits, LoadLibrary, SpawnWorker
     from rfaas.sandbox import Birth
@@ -37,6 +37,8 @@ class Bubblewrap:
     channel = str(keeper.CHANNEL_FD)
     listener: socket.socket | None = None
     is_direct = True
+    enters = True
+    network = False
 
     def __init__(
         self, order: SpawnWorker, group: cgroups.Group | None, program: str, paths: list[str]
@@ -95,7 +97,7 @@ class BubblewrapLevel:
     _bwrap = "bwrap"
     _paths: list[str]
 
-    def lacks(self, node: SandboxConfig) -> list[Lack]:
+    def lacks(self, node: SandboxConfig, container: ContainerConfig) -> list[Lack]:
         self._bwrap = shutil.which("bwrap") or ""
         program = inside.program()
         paths, _ = libraries.found(node.libraries.split())
@@ -110,7 +112,7 @@ class BubblewrapLevel:
         def prepare(group: cgroups.Group | None) -> None:
             self._order, self._group = birth.order, group
 
-        return keeper.start(birth, prepare)
+        return keeper.start(birth, prepare, enters=True)
 
     def enter(self, limits: Limits, degrade: Sequence[str] = ()) -> None:
         raise SystemCallError("level bubblewrap is entered by bwrap, not by the worker")

@@ -68,8 +68,8 @@ class Group:
         """Whether all of them still are."""
         return all(map(os.path.isdir, self._made))
 
-    def limit(self, limits: Limits, cpus: Sequence[int]) -> None:
-        """Set the limits.  Raises OSError."""
+    def limit(self, limits: Limits, cpus: Sequence[int], beside: int = 0) -> None:
+        """Set the limits; `beside`: how many processes of ours are in there.  Raises OSError."""
         bytes_max = limits.memory_bytes + limits.locked_bytes + BASE_BYTES
         if limits.memory_bytes and "memory" in self._folders:
             if self._places.version["memory"] == 1:
@@ -83,7 +83,7 @@ class Group:
                 with suppress(OSError):  # before Linux 4.19; who is left would wait for the dead
                     self._write("memory", "memory.oom.group", 1)
         if limits.processes and "pids" in self._folders:
-            processes_max = limits.processes + limits.lanes + BASE_PROCESSES
+            processes_max = limits.processes + limits.lanes + BASE_PROCESSES + beside
             self._write("pids", "pids.max", processes_max)
         if cpus and min(cpus) >= 0 and "cpuset" in self._folders:
             self._write("cpuset", "cpuset.cpus", ",".join(map(str, sorted(cpus))))
@@ -213,8 +213,8 @@ class Groups:
         with suppress(OSError):
             self._ready = self.make()
 
-    def limited(self, limits: Limits, cpus: Sequence[int]) -> Group | None:
-        """The same, with its limits.
+    def limited(self, limits: Limits, cpus: Sequence[int], beside: int = 0) -> Group | None:
+        """The same, with its limits, of `Group.limit`.
 
         Raises:
             SystemCallError: none can be made, though some could.
@@ -223,7 +223,7 @@ class Groups:
         try:
             group = self.make()
             if group is not None:
-                group.limit(limits, cpus)
+                group.limit(limits, cpus, beside)
         except OSError as error:
             if group is not None:
                 group.remove()
@@ -280,11 +280,9 @@ def find() -> tuple[Places, str]:
         wanted = [name for name in (*CONTROLLERS, COUNTER) if name in key.split(",")]
         if (mount := mounts.get(key)) is None or (key and not wanted):
             continue
-        root, point = mount
-        path = inside if key else inside.removesuffix(_OWN)
-        if not f"{path}/".startswith(f"{root.rstrip('/')}/"):
-            continue  # ours is outside of what is mounted here
-        folder = point + path[len(root.rstrip("/")) :].rstrip("/")
+        folder = _folder(key, inside, *mount)
+        if not folder:
+            continue
         try:
             if not key:
                 wanted = _enable(folder)
@@ -302,6 +300,28 @@ def find() -> tuple[Places, str]:
     if missing and not why:
         why = f"no hierarchy of {', '.join(missing)} is mounted for writing"
     return Places(version, folders), why if missing else ""
+
+
+def beside(name: str) -> tuple[str, list[str]]:
+    """Where groups lie that an engine makes of its own: beneath the executor's, as ours do.
+
+    Returns the path that runc makes `name`'s from (config-linux.md, "Cgroups Path"), and the
+    folders that they then are, in each hierarchy.  Raises OSError where that cannot be known.
+    """
+    own, mounts = _own_groups(), _mounts()
+    found = [_folder(key, path, *mounts[key]) for key, path in own.items() if key in mounts]
+    folders = [f"{folder}/{name}" for folder in found if folder]
+    if set(own) == {""} and folders:  # runc takes the folder above, for another one
+        return folders[0].removeprefix(mounts[""][1]), folders
+    return name, folders  # beneath that of who runs it: another one in each hierarchy
+
+
+def _folder(key: str, path: str, root: str, point: str) -> str:
+    """Where a group of a hierarchy is mounted; of version 2, what an executor moved out of."""
+    path = path if key else path.removesuffix(_OWN)
+    if not f"{path}/".startswith(f"{root.rstrip('/')}/"):
+        return ""  # it is outside of what is mounted here
+    return point + path[len(root.rstrip("/")) :].rstrip("/")
 
 
 def name_of(zygote: int) -> str:

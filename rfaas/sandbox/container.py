@@ -8,8 +8,8 @@ to, no devices but those that hold nothing.
 
 from __future__ import annotations
 
+import errno
 import os
-import shutil
 import socket
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -19,7 +19,7 @@ from rfaas.proto.worker_messages import Lack
 from rfaas.sandbox import boxes, cgroups, engines, gpus, keeper
 
 if TYPE_CHECKING:
-    from rfaas.config import SandboxConfig
+    from rfaas.config import ContainerConfig, SandboxConfig
     from rfaas.control.link import Link
     from rfaas.proto.worker_messages import Limits, LoadLibrary, SpawnWorker
     from rfaas.sandbox import Birth
@@ -43,9 +43,13 @@ class EngineContainer:
                 f"level container cannot have GPU {outside[0]}: it is not beneath /dev",
                 hint="elsewhere it would be made in the image's own tree",
             )
-        self._engine = engines.chosen(wanted.engine)
+        self._engine = engines.chosen(
+            wanted.engine, sriov=bool(wanted.options.get("docker_rdma_sriov"))
+        )
         self.what = f"the container ({self._engine.name})"
         self.is_direct = self._engine.is_direct
+        self.enters = self._engine.enters
+        self.network = engines.has_sriov(self._engine, wanted.options)
         name, folder, self._lock = boxes.make(self._engine.name)
         self._job = engines.Job(
             name=name,
@@ -76,10 +80,10 @@ class EngineContainer:
         gpus.see(self.gpus, alone=False)  # a site's hooks read them: Sarus, NVIDIA's
 
     def explain(self, status: int, text: str) -> RfaasError:
-        if keeper.is_missing(status) and not text:
-            return engines.missing(self._engine)
-        lines = [line for line in text.splitlines() if line.strip()]
-        why = lines[-1] if lines else f"it ended with status {os.waitstatus_to_exitcode(status)}"
+        program = self.command()[0]
+        if keeper.is_missing(status) and text == keeper.cannot_run(program, errno.ENOENT):
+            return engines.missing(self._engine, program)
+        why = last_word(text) or f"it ended with status {os.waitstatus_to_exitcode(status)}"
         hint = ""
         if "no such file or directory" in why.lower() and engines.PROGRAM in why:
             hint = "does the image have a C library (glibc 2.34 or newer)? the worker needs one"
@@ -95,6 +99,13 @@ class EngineContainer:
         os.close(self._lock)
 
 
+def last_word(text: str) -> str:
+    """What an engine said last; podman has a program's own words above ": exit status 1"."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    joined = len(lines) > 1 and lines[-1].startswith(": ")
+    return "".join(lines[-2:] if joined else lines[-1:])
+
+
 class ContainerLevel:
     """See the module's docstring."""
 
@@ -103,19 +114,21 @@ class ContainerLevel:
     _order: SpawnWorker  # in a keeper: what it was started for
     _group: cgroups.Group | None
 
-    def lacks(self, node: SandboxConfig) -> list[Lack]:
+    def lacks(self, node: SandboxConfig, container: ContainerConfig) -> list[Lack]:
         boxes.sweep()
-        programs = [engine.program for engine in engines.table().values()]
-        if any(map(shutil.which, programs)):
-            return cgroups.lacks()
-        text = f"none of {', '.join(programs)} is installed"
-        return [Lack("engine", text, "as root: apt-get install runc skopeo")]
+        try:
+            engines.chosen(container.engine, sriov=container.docker_rdma_sriov)
+        except SystemCallError as error:
+            return [Lack("engine", error.text, error.hint)]
+        return cgroups.lacks()
 
     def start(self, birth: Birth) -> keeper.Kept:
         def prepare(group: cgroups.Group | None) -> None:
             self._order, self._group = birth.order, group
 
-        return keeper.start(birth, prepare)
+        wanted = birth.order.container
+        engine = engines.table()[wanted.engine] if wanted is not None else None
+        return keeper.start(birth, prepare, enters=engine is not None and engine.enters)
 
     def enter(self, limits: Limits, degrade: Sequence[str] = ()) -> None:
         raise SystemCallError("level container is entered by an engine, not by the worker")

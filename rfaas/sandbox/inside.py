@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 MAGIC = 0x31495352
 HELLO, LOADED, FAILED, FAILED_LIBRARY, ENDED = range(1, 6)
 LIMITS = 8
-FILTER, DEVICES = 1, 2
+FILTER, DEVICES, NETWORK = 1, 2, 4
 TEXT_MAX = 2048
 STEPS = ("confine", "load", "start_lanes")
 
@@ -111,16 +111,18 @@ def send_task(  # noqa: PLR0913 - the fields of a task
     table_bytes: int,
     variables_bytes: int,
     uses_devices: bool,
+    uses_network: bool,
     limits: Sequence[tuple[int, int]],
     fds: Sequence[int],
 ) -> None:
     """Hand the worker its task.
 
     Args:
+        uses_network: whether the container's network is its function's to use.
         limits: (resource, value) for setrlimit(2), at most LIMITS.
         fds: library, rings, accounting page, table; lent.
     """
-    filters = FILTER | DEVICES if uses_devices else FILTER
+    filters = FILTER | (DEVICES if uses_devices else 0) | (NETWORK if uses_network else 0)
     sizes = (ring_bytes, table_bytes, variables_bytes)
     head = _TASK.pack(MAGIC, lanes, functions, filters, hot_timeout_ms, *sizes)
     entries = [_LIMIT.pack(resource, 1, value) for resource, value in limits]

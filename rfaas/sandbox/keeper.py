@@ -29,6 +29,7 @@ from rfaas.control.link import Link
 from rfaas.core.elf import ExportedFunction, read_functions
 from rfaas.errors import PeerLostError, RfaasError, SystemCallError
 from rfaas.native._worker import adopt_orphans, die_with_parent
+from rfaas.paths import system_text
 from rfaas.proto.codec import names_page
 from rfaas.proto.messages import Error
 from rfaas.proto.worker_messages import LibraryLoaded, LoadLibrary, WorkerDied
@@ -58,9 +59,11 @@ class Container(Protocol):
     channel: str  # where the program finds its keeper: "3" inherited, or a socket's path inside
     listener: socket.socket | None  # of that path
     is_direct: bool  # whether what is printed comes to us by no other process
+    enters: bool  # whether its engine is small enough to be in `group` itself, with all it starts
     group: cgroups.Group | None
     limits: list[tuple[int, int]]  # for setrlimit(2)
     gpus: tuple[Gpu, ...]  # whose devices are in there
+    network: bool  # whether its network is for the function to use
 
     def command(self) -> Sequence[str]:
         """The command line that runs the container in the foreground."""
@@ -107,17 +110,18 @@ class Kept:
         return end
 
 
-def start(birth: Birth, prepare: Callable[[cgroups.Group | None], None]) -> Kept:
+def start(birth: Birth, prepare: Callable[[cgroups.Group | None], None], *, enters: bool) -> Kept:
     """Fork a keeper.
 
     Args:
+        enters: whether the engine is in the control groups as well: see `Container`.
         prepare: called in it, with the control groups that its container is to be in.
 
     Raises:
         OSError: it cannot be forked.
         SystemCallError: no control group can be made, though some can.
     """
-    group = cgroups.of_node().limited(birth.order.limits, birth.order.cpus)
+    group = cgroups.of_node().limited(birth.order.limits, birth.order.cpus, beside=int(enters))
     # Blocked until it is ready to hear: an order to stop that comes early is kept.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     zygote = os.getpid()
@@ -206,8 +210,8 @@ class _Keeper:
             return
         self._relay()  # what came before
         self._is_inside = True
-        if container.group is not None:  # it waits for its task, and has started nothing
-            container.group.join(hello.pid)
+        if container.group is not None and not container.enters:
+            container.group.join(hello.pid)  # it waits for its task, and has started nothing
         steps = {"engine": time.monotonic_ns() - begun}
         self._hand_over(container, functions, (library_fd, rings_fd, account_fd))
         loaded = self._next(inside.LOADED)
@@ -280,9 +284,12 @@ class _Keeper:
         os.set_blocking(self._words, False)
         command = list(container.command())
         keeper = os.getpid()
-        self._engine = os.fork()
+        group, born = container.group if container.enters else None, False
+        self._engine, born = (os.fork(), False) if group is None else group.fork()
         if not self._engine:
             try:
+                if group is not None:
+                    _enter(group, born=born, words=words)
                 os.dup2(words, 1)
                 os.dup2(words, 2)
                 if theirs is not None and theirs.fileno() == CHANNEL_FD:
@@ -297,7 +304,7 @@ class _Keeper:
                 if os.getppid() == keeper:
                     os.execvp(command[0], command)
             except OSError as error:
-                os.write(2, f"{command[0]}: {error.strerror}\n".encode())
+                os.write(2, f"{cannot_run(command[0], error.errno or 0)}\n".encode())
             finally:
                 os._exit(127)
         os.close(words)
@@ -324,6 +331,7 @@ class _Keeper:
                 table_bytes=len(table),
                 variables_bytes=len(variables),
                 uses_devices=bool(container.gpus),
+                uses_network=container.network,
                 limits=container.limits,
                 fds=(*fds, table_fd),
             )
@@ -449,6 +457,15 @@ class _Keeper:
         return self._engine_status
 
 
+def _enter(group: cgroups.Group, *, born: bool, words: int) -> None:
+    """In the process that is to be the engine: it and all that it starts are limited."""
+    try:
+        group.enter(born=born)
+    except OSError as error:
+        os.write(words, f"it cannot be limited: {system_text(error)}\n".encode())
+        os._exit(1)
+
+
 def _end_children() -> None:
     """Kill and reap what the engine left to us: its monitor, its helpers."""
     own = os.getpid()
@@ -463,11 +480,9 @@ def _end_children() -> None:
             return
 
 
-def not_installed(program: str, package: str) -> SystemCallError:
-    """The engine's program is not on this node."""
-    return SystemCallError(
-        f"{program} is not installed on this node", hint=f"as root: apt-get install {package}"
-    )
+def cannot_run(program: str, number: int) -> str:
+    """What is said in place of an engine that could not be run, with the errno."""
+    return f"{program}: {os.strerror(number)}"
 
 
 def is_missing(status: int) -> bool:

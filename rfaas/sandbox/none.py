@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from rfaas.sandbox.forked import Forked, fork
 
 if TYPE_CHECKING:
-    from rfaas.config import SandboxConfig
+    from rfaas.config import ContainerConfig, SandboxConfig
     from rfaas.proto.worker_messages import Lack, Limits
     from rfaas.sandbox import Birth
 
@@ -22,7 +22,7 @@ class NoneLevel:
     name = "none"
     trusted = True
 
-    def lacks(self, node: SandboxConfig) -> list[Lack]:
+    def lacks(self, node: SandboxConfig, container: ContainerConfig) -> list[Lack]:
         return []
 
     def start(self, birth: Birth) -> Forked:

@@ -15,7 +15,7 @@ from rfaas.sandbox import limits as rlimits
 from rfaas.sandbox.forked import Forked, fork
 
 if TYPE_CHECKING:
-    from rfaas.config import SandboxConfig
+    from rfaas.config import ContainerConfig, SandboxConfig
     from rfaas.errors import SystemCallError
     from rfaas.proto.worker_messages import Lack, Limits
     from rfaas.sandbox import Birth
@@ -30,7 +30,7 @@ class ProcessLevel:
     def __init__(self) -> None:
         self._failed: SystemCallError | None = None  # in a worker: why it is in no group
 
-    def lacks(self, node: SandboxConfig) -> list[Lack]:
+    def lacks(self, node: SandboxConfig, container: ContainerConfig) -> list[Lack]:
         return cgroups.lacks()
 
     def start(self, birth: Birth) -> Forked:

@@ -39,7 +39,7 @@ from rfaas.sandbox import limits as rlimits
 from rfaas.sandbox.end import End
 
 if TYPE_CHECKING:
-    from rfaas.config import SandboxConfig
+    from rfaas.config import ContainerConfig, SandboxConfig
     from rfaas.proto.worker_messages import Gpu, Limits
     from rfaas.sandbox import Birth
 
@@ -127,7 +127,7 @@ class SandboxLevel:
         self._groups: cgroups.Groups | None = None
         self._failed: RfaasError | None = None  # in a worker: why it could not be shut in
 
-    def lacks(self, node: SandboxConfig) -> list[Lack]:
+    def lacks(self, node: SandboxConfig, container: ContainerConfig) -> list[Lack]:
         """The parts that are missing, found by doing it all once in a child."""
         self._user = NOBODY if os.geteuid() == 0 else -1
         self._paths, _ = libraries.found(node.libraries.split())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,9 +42,9 @@ def running_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Regis
 
 
 @pytest.fixture(scope="session")
-def own_registry(running_registry: Registry | None) -> Registry:
+def own_registry(running_registry: Registry | None, pytestconfig: pytest.Config) -> Registry:
     """The registry."""
-    registry.require(*Registry.PROGRAMS)
+    registry.require(pytestconfig, *Registry.PROGRAMS)
     assert running_registry is not None
     return running_registry
 
@@ -84,6 +85,13 @@ class Node:
         self.executor = self.site.start("executor")
         return self.executor
 
+    def restart(self) -> None:
+        """Anew, with what was set meanwhile."""
+        assert self.executor is not None
+        self.executor.signal(signal.SIGTERM)
+        self.executor.wait()
+        self.start()
+
     def session(self, **settings: object) -> Session:
         return self.site.session(
             client__executor=self.site.address("executor"),
@@ -112,9 +120,9 @@ def name_of(pid: int) -> str:
 def equip(request: pytest.FixtureRequest, site: Site, engine: str) -> None:
     """Configure a site for an engine, or for bubblewrap; skip where it is not here."""
     if engine == "bubblewrap":
-        registry.require("bwrap")
+        registry.require(request.config, "bwrap")
         return
-    registry.require(engine)
+    registry.require(request.config, engine)
     layout: images.Layout = request.getfixturevalue("layout")
     reference = layout.reference
     if engine == "podman":

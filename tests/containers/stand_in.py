@@ -15,6 +15,8 @@ def main() -> None:
     name, words = os.path.basename(sys.argv[0]), sys.argv[1:]
     with open(os.environ["STAND_IN_LOG"], "a") as log:
         log.write(json.dumps([name, *words]) + "\n")
+    if "inspect" in words:  # docker-image-inspect(1) --format {{.Architecture}}
+        print(os.environ.get("STAND_IN_ARCHITECTURE", ""))
     if words[0] not in ("run", "exec", "--silent"):
         return
     mounts = dict(filter(None, (mount_of(index, words) for index in range(len(words)))))

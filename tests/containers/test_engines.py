@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import stat
 import sys
@@ -15,12 +16,16 @@ from pathlib import Path
 
 import pytest
 
-from rfaas.errors import UsageError, WorkerCrashedError
+from rfaas.errors import CapacityError, SystemCallError, UsageError, WorkerCrashedError
 from rfaas.proto.worker_messages import Gpu, Limits
+from rfaas.sandbox.container import last_word
 from rfaas.sandbox.engines import Job, runc, table
 from tests.containers.conftest import Node, name_of
+from tests.functions.build import build_library
+from tests.harness import images
 from tests.harness.images import Layout
 from tests.harness.processes import until
+from tests.harness.rdma import End
 from tests.harness.site import Site
 
 DIGEST = "sha256:" + "0" * 64
@@ -101,12 +106,12 @@ def test_gpus_on_command_lines() -> None:
 def test_gpus_in_bundles() -> None:
     null = Gpu(name="/dev/null", kind="device", visible="/dev/null", nodes=("/dev/null",))
     job = JOB._replace(gpus=(null,))
-    linux = runc.config(job, is_root=True)["linux"]
+    linux = runc.config(job, "rfaas-00ff")["linux"]
     number = {"type": "c", "major": 1, "minor": 3}
     assert linux["resources"]["devices"][1:] == [{"allow": True, "access": "rw", **number}]
     (device,) = linux["devices"]
     assert {**device, **number, "path": "/dev/null", "fileMode": 0o666} == device
-    bundle = runc.config(job, is_root=False)
+    bundle = runc.config(job, "")
     assert bundle["mounts"][-1]["source"] == bundle["mounts"][-1]["destination"] == "/dev/null"
 
 
@@ -114,7 +119,7 @@ def test_docker_with_sriov() -> None:
     """As the published system: docker_rdma_sriov run --rm -i --net= --ip= --volume V:/opt."""
     line = " ".join(table()["docker"].command(JOB._replace(options=SRIOV)))
     assert line.startswith(
-        "docker_rdma_sriov run --rm -i --net=mynet --ip=148.187.105.220 "
+        "docker_rdma_sriov run --rm -i --net=mynet --ulimit=memlock=-1:-1 --ip=148.187.105.220 "
         "--volume /users/rfaas/opt:/opt:ro --name rfaas-00ff "
     )
     assert line.endswith(COMMANDS["docker"].partition("--name rfaas-00ff ")[2])
@@ -140,7 +145,7 @@ def test_fetching_and_removing() -> None:
 
 
 def test_bundle_of_root() -> None:
-    bundle = runc.config(JOB, is_root=True)
+    bundle = runc.config(JOB, "rfaas-00ff")
     process, linux = bundle["process"], bundle["linux"]
     assert process["user"] == {"uid": 65534, "gid": 65534}
     assert process["noNewPrivileges"]
@@ -153,7 +158,7 @@ def test_bundle_of_root() -> None:
 
 
 def test_bundle_of_a_user() -> None:
-    linux = runc.config(JOB, is_root=False)["linux"]
+    linux = runc.config(JOB, "")["linux"]
     assert {"type": "user"} in linux["namespaces"]
     mapping = {"containerID": 0, "hostID": os.geteuid(), "size": 1}
     assert linux["uidMappings"] == [mapping]
@@ -175,6 +180,7 @@ class Recorded(Node):
         self.log = site.path / "commands"
         self.log.touch()
         site.environ["STAND_IN_LOG"] = str(self.log)
+        site.environ["STAND_IN_ARCHITECTURE"] = images.OURS
         site.environ["PATH"] = f"{folder}:{site.environ['PATH']}"
         site.set(executor__resource_manager="none", container__engine=engine)
 
@@ -214,6 +220,56 @@ def test_worker(site: Site, hostile: Path, layout: Layout, engine: str, program:
     until(lambda: not node.processes() and not node.boxes(), "the end of all containers")
 
 
+@pytest.mark.parametrize("is_open", [False, True])
+def test_network(site: Site, libraries: Path, is_open: bool) -> None:
+    """Of a container with a NIC of its own the function may use it; of no other one any."""
+    attacks = build_library(libraries, "attacks")
+    node = with_nic(site) if is_open else Recorded(site, "docker", "docker")
+    site.set(lease__image=f"group/name@{DIGEST}")
+    node.start()
+    with node.session() as session, session.lease(library=attacks) as lease:
+        lines = bytes(lease.call("connect_out", b"/nowhere")).decode().splitlines()
+        found = dict(line.rsplit(": ", 1) for line in lines)
+    sockets = ("tcp socket", "udp socket", "netlink socket")
+    assert {found.pop(what) for what in sockets} == ({"done"} if is_open else {"EPERM"})
+    if is_open:
+        assert found.pop("connect") == "ECONNREFUSED"
+        assert found.pop("bind") in ("done", "EACCES")
+    assert found == {"packet socket": "EPERM", "unix socket": "EPERM"}
+
+
+def test_no_network_at_another_level(site: Site, libraries: Path) -> None:
+    """The key says what Docker's containers have, whatever else the node runs."""
+    attacks = build_library(libraries, "attacks")
+    node = with_nic(site)
+    node.start()
+    with node.session() as session, session.lease(library=attacks, isolation="sandbox") as lease:
+        lines = bytes(lease.call("connect_out", b"/nowhere")).decode().splitlines()
+        assert {line.rsplit(": ", 1)[1] for line in lines} == {"EPERM"}
+
+
+@pytest.mark.rdma
+def test_nic(site: Site, libraries: Path, rdma_ends: tuple[End, End]) -> None:
+    """librdmacm and libibverbs work in there: netlink, ioctl and what else they need."""
+    nic = build_library(libraries, "nic")
+    node = with_nic(site)
+    site.set(lease__image=f"group/name@{DIGEST}")
+    node.start()
+    with node.session() as session, session.lease(library=nic) as lease:
+        assert bytes(lease.call("use_nic", rdma_ends[0].address.encode())) == b"works"
+    site.set(container__docker_rdma_sriov="false")
+    node.restart()
+    with node.session() as session, session.lease(library=nic) as lease:
+        assert bytes(lease.call("use_nic", rdma_ends[0].address.encode())) != b"works"
+
+
+def with_nic(site: Site) -> Recorded:
+    """A node whose containers have a NIC, as the stand-in understands it: that of the machine."""
+    node = Recorded(site, "docker", "docker_rdma_sriov")
+    site.set(**{f"container__{key}": value for key, value in SRIOV.items()})
+    return node
+
+
 def test_image_of_the_configured_registry(site: Site, hostile: Path) -> None:
     node = Recorded(site, "docker", "docker")
     site.set(lease__image=f"name@{DIGEST}", container__docker_registry="10.0.0.1:5000")
@@ -231,6 +287,18 @@ def test_layout_for_an_engine_with_a_store(site: Site, hostile: Path, layout: La
         session.lease(library=hostile)
 
 
+def test_image_for_another_architecture(site: Site, hostile: Path) -> None:
+    """Docker runs such an image by emulation, or fails inside; it is not asked to."""
+    node = Recorded(site, "docker", "docker")
+    site.environ["STAND_IN_ARCHITECTURE"] = images.OTHER
+    site.set(lease__image=f"name@{DIGEST}")
+    node.start()
+    words = f"it is for {images.OTHER}, this node is {images.OURS}"
+    with node.session() as session, pytest.raises(UsageError, match=words):
+        session.lease(library=hostile)
+    assert [line[:3] for line in node.commands()] == [["docker", "image", "inspect"]]
+
+
 def test_killed_keeper_of_a_daemon(site: Site, hostile: Path) -> None:
     """Docker's containers are the daemon's: the next executor has it remove what is left."""
     node = Recorded(site, "docker", "docker")
@@ -246,3 +314,83 @@ def test_killed_keeper_of_a_daemon(site: Site, hostile: Path) -> None:
     node.start()
     until(lambda: not node.boxes(), "no folder of a container")
     assert ["docker", "rm", "--force", name] in node.commands()
+
+
+# What is not installed ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "says", "hint"),
+    [
+        (
+            {"container__engine": "sarus"},
+            "sarus, which container.engine names, is not installed on this node",
+            "hint: install sarus from its makers",
+        ),
+        (
+            {"container__engine": "docker", "container__docker_rdma_sriov": "true"},
+            "docker_rdma_sriov, which container.docker_rdma_sriov wants, is not installed",
+            "hint: as root: docker run --net=host -v /usr/bin:/tmp rdma/container_tools_installer",
+        ),
+    ],
+    ids=["engine", "wrapper"],
+)
+class TestWhatIsNotInstalled:
+    def node(self, site: Site, settings: dict[str, str]) -> Site:
+        """A site where of all engines docker and runc, if this machine has it, are installed."""
+        Recorded(site, "docker", "docker").site.set(**settings)
+        for name in ("sarus", "docker_rdma_sriov"):
+            if shutil.which(name):
+                pytest.skip(f"{name} is installed here")
+        return site
+
+    def test_demanded(
+        self,
+        site: Site,
+        settings: dict[str, str],
+        says: str,
+        hint: str,
+    ) -> None:
+        self.node(site, settings).set(sandbox__levels="container")
+        child = site.start_unready("executor")
+        assert child.wait() == 78
+        assert f"isolation container cannot be had on this node: engine: {says}" in child.stderr
+        assert hint in child.stderr
+
+    def test_not_offered(
+        self,
+        site: Site,
+        shipped: Path,
+        settings: dict[str, str],
+        says: str,
+        hint: str,
+    ) -> None:
+        self.node(site, settings)
+        executor = site.start("executor")
+        assert f"isolation container is not granted: it lacks engine: {says}" in executor.stderr
+        assert hint in executor.stderr
+        session = site.session(client__executor=site.address("executor"))
+        refused = pytest.raises(CapacityError, match="no node offers isolation 'container'")
+        with session, refused:
+            session.lease(library=shipped, isolation="container", image=f"name@{DIGEST}")
+
+
+def test_engine_that_cannot_be_run(site: Site, shipped: Path) -> None:
+    """It was there as the node started, and what it is run by is gone."""
+    node = with_nic(site)
+    site.set(lease__image=f"group/name@{DIGEST}")
+    node.start()
+    (site.path / "bin/docker_rdma_sriov").write_text("#!/nowhere/python\n")
+    missing = pytest.raises(SystemCallError, match=r"docker_rdma_sriov, .* is not installed")
+    with node.session() as session, missing as refused:
+        session.lease(library=shipped)
+    assert "rdma/container_tools_installer" in refused.value.hint
+    until(lambda: not node.processes() and not node.boxes(), "the end of all containers")
+
+
+def test_what_an_engine_said_last() -> None:
+    """Rootless podman, where /dev/fuse is root's alone: its last line is ": exit status 1"."""
+    text = "Error: mounting storage\nfuse: failed\nfuse-overlayfs: cannot mount\n: exit status 1\n"
+    assert last_word(text) == "fuse-overlayfs: cannot mount: exit status 1"
+    assert last_word("one\ntwo\n\n") == "two"
+    assert last_word("") == ""

@@ -73,7 +73,7 @@ OWN = (  # what it may: its image, its processes
 )
 
 
-@pytest.fixture(params=("bubblewrap", "runc", "podman"))
+@pytest.fixture(params=("bubblewrap", "runc", "crun", "podman"))
 def node(request: pytest.FixtureRequest, site: Site, counter: Path) -> Iterator[Node]:
     """A node that grants the level."""
     equip(request, site, request.param)

@@ -9,8 +9,11 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
+from rfaas.config import ContainerConfig
 from rfaas.core.image import REFERENCE_MAX, parse
+from rfaas.diagnose import images as asked
 from rfaas.errors import ImageError, SystemCallError, UsageError
 from rfaas.launch import unpack
 from tests.containers.conftest import Node
@@ -163,7 +166,7 @@ def test_registry_with_credentials(
             session.lease(library=shipped, image=name)
         assert "registry_auth" in refused.value.hint
     made.site.set(container__registry_auth=own_registry.auth)
-    restart(made)
+    made.restart()
     told: list[str] = []
     with made.session() as session:
         session.progress = told.append
@@ -180,13 +183,6 @@ def another(registry: Registry, node: Node) -> str:
     """An image that podman has not fetched yet."""
     unlike = images.layer(images.system_libraries() | {"etc/unlike": os.urandom(8)})
     return registry.push(Layout(node.site.path / "unlike", [unlike]), "group/unlike")
-
-
-def restart(node: Node) -> None:
-    assert node.executor is not None
-    node.executor.signal(15)
-    node.executor.wait()
-    node.start()
 
 
 @either
@@ -226,6 +222,21 @@ def test_image_for_another_architecture(node: Node, shipped: Path, tmp_path: Pat
         session.lease(library=shipped, image=layout.reference)
 
 
+@podman
+def test_image_for_another_architecture_in_a_store(
+    node: Node, shipped: Path, tmp_path: Path, own_registry: Registry
+) -> None:
+    """Podman fetches, keeps and runs it with no more than a warning."""
+    other = images.layer(images.system_libraries() | {"etc/other": os.urandom(8)})
+    layout = Layout(tmp_path / "other", [other], architecture=images.OTHER)
+    name = own_registry.push(layout, "group/other")
+    words = f"it is for {images.OTHER}, this node is {images.OURS}"
+    with node.session() as session:
+        for _ in range(2):  # fetched, and there already
+            with pytest.raises(UsageError, match=words):
+                session.lease(library=shipped, image=name)
+
+
 @runc
 def test_image_without_a_c_library(node: Node, shipped: Path, tmp_path: Path) -> None:
     layout = Layout(tmp_path / "empty", [images.layer({})])
@@ -235,11 +246,33 @@ def test_image_without_a_c_library(node: Node, shipped: Path, tmp_path: Path) ->
         assert "glibc" in refused.value.hint
 
 
-@runc
-def test_engine_is_not_installed(made: Node, shipped: Path) -> None:
-    made.site.set(container__engine="sarus")
-    made.start()
-    with made.session() as session:
-        with pytest.raises(SystemCallError, match=r"sarus, .* is not installed") as refused:
-            session.lease(library=shipped)
-        assert refused.value.hint.startswith("install sarus from its makers")
+# The doctor's question ------------------------------------------------------------
+
+
+def test_doctor_asks_a_registry(own_registry: Registry, pushed: str, tmp_path: Path) -> None:
+    """As `rfaas doctor` does: by skopeo-inspect(1), with the words of this one."""
+    foreign = Layout(tmp_path / "other", [images.layer({})], architecture=images.OTHER)
+    other = own_registry.push(foreign, "group/other")
+    auth, store = str(own_registry.auth), str(tmp_path / "store")
+    known = ContainerConfig(engine="runc", store=store, registry_auth=auth, registry_insecure=True)
+    cases = {
+        "there": (known, pushed),
+        "architecture": (known, other),
+        "missing": (known, f"{own_registry.address}/group/none@{DIGEST}"),
+        "down": (known, f"127.0.0.1:1/group/name@{DIGEST}"),
+        "denied": (replace(known, registry_auth=""), pushed),
+        "plain": (replace(known, registry_insecure=False), pushed),
+    }
+    found = {state: asked.find(*case).image for state, case in cases.items()}
+    assert found == {state: state for state in cases}
+
+
+@podman
+def test_doctor_asks_podman(node: Node, shipped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What podman has is here, though its registry is asked no more."""
+    with node.session() as session, session.lease(library=shipped):
+        pass
+    monkeypatch.setenv("CONTAINERS_STORAGE_CONF", node.site.environ["CONTAINERS_STORAGE_CONF"])
+    image = node.site.environ["RFAAS_LEASE_IMAGE"]
+    found = asked.find(ContainerConfig(engine="podman"), image)
+    assert (found.image, found.image_said) == ("here", "in podman's store")

@@ -18,7 +18,8 @@ def test_a_good_node_has_nothing_to_mend() -> None:
     findings = examine(NODE, WANTS)
     assert [finding for finding in findings if finding.mend or finding.is_hint] == []
     assert blocked(findings) == dict.fromkeys(USES, False)
-    assert len({finding.check for finding in findings}) >= len(CHECKS) - 1
+    silent = 5  # GPUs beside one, and what no key of [container] names
+    assert len({finding.check for finding in findings}) >= len(CHECKS) - silent
 
 
 def test_facts_are_kept_as_json() -> None:
@@ -61,7 +62,13 @@ def test_facts_are_kept_as_json() -> None:
             *({"bubblewrap_error": "No permissions to create new namespace"}, "bubblewrap", ()),
             *("No permissions", "user namespaces"),
         ),
-        ({"programs": {}}, "containers", (), "no engine is installed", "apt-get install runc"),
+        (
+            {"programs": {}},
+            "containers",
+            ("container",),
+            "no engine is installed",
+            "apt-get install runc",
+        ),
         (
             *({"programs": {"runc": "/usr/sbin/runc"}}, "containers", ()),
             *("no skopeo", "apt-get install skopeo"),
@@ -71,8 +78,8 @@ def test_facts_are_kept_as_json() -> None:
             *("no newuidmap", "apt-get install uidmap"),
         ),
         (
-            *({"programs": {"crun": "x", "skopeo": "x"}, "cgroup": HYBRID}, "containers", ()),
-            *("refuses hybrid", "apt-get install runc"),
+            *({"programs": {"crun": "x", "skopeo": "x"}, "cgroup": HYBRID}, "containers"),
+            *(("container",), "refuses hybrid", "apt-get install runc"),
         ),
         ({"cgroup": Cgroup(kind="none")}, "cgroups", ("sandbox",), "none mounted", "Delegate=yes"),
         ({"open_files_hard": 20}, "open files", USES, "at most 20: enough for 0", "ulimit -Hn"),

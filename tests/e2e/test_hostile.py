@@ -18,6 +18,7 @@ import pytest
 from rfaas.client import Lease
 from rfaas.errors import DeadlineExceededError, WorkerCrashedError
 from tests.functions.build import build_library
+from tests.harness import users
 from tests.harness.hostile import HOLDING, SECRET, Node, made
 from tests.harness.processes import descendants, until, wait_for_end
 from tests.harness.site import Site
@@ -28,10 +29,20 @@ STARTS_S = 1.0  # a lease begins before its first call
 PROCESSES = 64  # sandbox.processes, its default
 
 
-@pytest.fixture(params=HOLDING)
+OF_A_USER = "of a user"  # whom the node belongs to: he can make no control groups
+
+
+@pytest.fixture(params=[f"{level}{whose}" for level in HOLDING for whose in ("", f" {OF_A_USER}")])
 def node(request: pytest.FixtureRequest, site: Site, counter: Path) -> Iterator[Node]:
     """A node that grants the level."""
-    yield from made(site, request.param, counter)
+    level, _, whose = request.param.partition(" ")
+    if not whose:
+        yield from made(site, level, counter)
+        return
+    users.give(site)
+    for one in made(site, level, counter, users.program_for_all()):
+        assert one.neighbour.lacks == ("cgroup",)
+        yield one
 
 
 @pytest.fixture(scope="session")

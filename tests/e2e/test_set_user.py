@@ -9,18 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.containers.test_user import AS_USER, python_for_all, user_site
 from tests.functions.build import FUNCTIONS, HERE, build_library
 from tests.harness.processes import Child, is_alive, wait_for_end
 from tests.harness.site import RFAAS, Site
-
-__all__ = ["user_site"]
+from tests.harness.users import give, program_for_all
 
 
 @pytest.fixture
-def program(user_site: Site) -> Path:
-    """One that becomes root."""
-    target = user_site.path / "set_user"
+def program(site: Site) -> Path:
+    """One that becomes root, on a site of another user's."""
+    give(site)
+    target = site.path / "set_user"
     compile_ = ["cc", "-DPROGRAM", f"-I{FUNCTIONS}", "-o", str(target), str(HERE / "set_user.c")]
     subprocess.run(compile_, check=True)
     os.chown(target, 0, 0)
@@ -32,15 +31,12 @@ def program(user_site: Site) -> Path:
 
 @pytest.mark.parametrize("level", ["none", "process"])
 def test_the_node_goes_on(
-    user_site: Site, counter: Path, libraries: Path, program: Path, level: str
+    site: Site, counter: Path, libraries: Path, program: Path, level: str
 ) -> None:
-    site = user_site
     library = build_library(libraries, "set_user")
-    site.environ["XDG_RUNTIME_DIR"] = str(site.path)
     site.set(executor__resource_manager="none", executor__cores=2, lease__isolation=level)
-    python = [python_for_all(), "-I", "-S", "-X", "rfaas", RFAAS]
     executor = Child(
-        [*AS_USER, *python, "serve", "--role", "executor"],
+        [*program_for_all(), RFAAS, "serve", "--role", "executor"],
         site.environ,
         site.path / "executor.log",
     )

@@ -23,11 +23,15 @@ auth: {{htpasswd: {{realm: rfaas, path: {path}/htpasswd}}}}
 """
 
 
-def require(*programs: str) -> None:
-    """Skip where a program that the test needs is not here."""
+def require(config: pytest.Config, *programs: str) -> None:
+    """Skip where a program that the test needs is not here; with --require-engines fail."""
     missing = [program for program in programs if shutil.which(program) is None]
-    if missing:
-        pytest.skip(f"{', '.join(missing)} not installed: packaging/container-engines.sh does")
+    if not missing:
+        return
+    what = f"{', '.join(missing)} not installed: packaging/container-engines.sh does"
+    if config.getoption("--require-engines"):
+        pytest.fail(f"--require-engines: {what}", pytrace=False)
+    pytest.skip(what)
 
 
 class Registry:

@@ -14,11 +14,11 @@ PROBE = """
 #include <stddef.h>
 #include <stdio.h>
 int main(void) {
-    printf("%u %d %d %d %d %d %d %u %u %zu %zu %zu %zu %d\\n", INSIDE_MAGIC, INSIDE_HELLO,
+    printf("%u %d %d %d %d %d %d %u %u %zu %zu %zu %zu %d %d\\n", INSIDE_MAGIC, INSIDE_HELLO,
            INSIDE_LOADED, INSIDE_FAILED, INSIDE_FAILED_LIBRARY, INSIDE_ENDED, INSIDE_FILTER,
            INSIDE_LIMITS, INSIDE_TEXT_MAX, sizeof(inside_task), sizeof(inside_message),
            offsetof(inside_task, limits), offsetof(inside_message, text),
-           INSIDE_DEVICES);
+           INSIDE_DEVICES, INSIDE_NETWORK);
     return 0;
 }
 """
@@ -38,6 +38,7 @@ def test_numbers(tmp_path: Path) -> None:
         inside.TASK_BYTES - inside.LIMITS * 16,
         inside.MESSAGE_BYTES - inside.TEXT_MAX,
         inside.DEVICES,
+        inside.NETWORK,
     ]
 
 

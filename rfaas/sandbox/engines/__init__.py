@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-from rfaas.errors import RfaasError, SystemCallError
+from rfaas.errors import SystemCallError
 from rfaas.proto.worker_messages import Gpu, Limits
 
 # Where the program and its socket are inside: in /dev, which each engine makes anew, so that
@@ -22,8 +22,13 @@ PROGRAM = "/dev/rfaas/inside"
 SOCKET_PROGRAM = "/rfaas/inside"
 SOCKET_FOLDER = "/rfaas/link"
 NOBODY = 65534
+# In a job's folder: control groups that its engine makes, to be removed with it, one a line.
+GROUPS = "groups"
 # NVIDIA's hook gives a container what its image names, by default all, unless it is told this.
 NO_HOOK = "NVIDIA_VISIBLE_DEVICES=void"
+# Runs Docker with a NIC for each container, and how its makers install it (container_tools).
+SRIOV = "docker_rdma_sriov"
+SRIOV_INSTALL = "docker run --net=host -v /usr/bin:/tmp rdma/container_tools_installer"
 
 
 class Job(NamedTuple):
@@ -53,6 +58,7 @@ class Engine(Protocol):
     package: str  # that brings it, in Debian; "" where Debian has none
     inherits: bool  # whether a descriptor of ours becomes one of the worker's
     is_direct: bool  # whether its containers write to our pipe, and not through a process of it
+    enters: bool  # whether it is small enough to be in the lease's control groups itself
     takes_trees: bool  # runs an unpacked tree; others keep images of their own
 
     def command(self, job: Job) -> list[str]:
@@ -65,7 +71,10 @@ class Engine(Protocol):
         """The command lines that fetch an image; the engine keeps it."""
 
     def has(self, image: str, options: dict[str, str]) -> list[str]:
-        """The command line that succeeds where the image is there already."""
+        """The command line that succeeds where the image is there, and prints its architecture.
+
+        In Go's words (GOARCH), as images have it; none where the engine cannot be asked.
+        """
 
     def remove(self, name: str, folder: str) -> list[list[str]]:
         """The command lines that remove what a job has left, when it is surely dead."""
@@ -87,12 +96,27 @@ def table() -> dict[str, Engine]:
     return {one.name: one for one in engines}
 
 
-def chosen(name: str) -> Engine:
+def has_sriov(engine: Engine, options: Mapping[str, str]) -> bool:
+    """Whether its containers have a network of their own, which the site has wanted for them."""
+    return engine.name == "docker" and bool(options.get("docker_rdma_sriov"))
+
+
+def chosen(name: str, *, sriov: bool = False) -> Engine:
     """The engine called `name`, or for "auto" the first that is installed.
 
+    Args:
+        sriov: whether Docker is to be run by its wrapper (`container.docker_rdma_sriov`).
+
     Raises:
-        SystemCallError: it is not installed; says how to.
+        SystemCallError: it, or the wrapper, is not installed; says how to.
     """
+    engine = _chosen(name)
+    if sriov and engine.name == "docker" and shutil.which(SRIOV) is None:
+        raise missing(engine, SRIOV)
+    return engine
+
+
+def _chosen(name: str) -> Engine:
     engines = table()
     if name == "auto":
         for engine in engines.values():
@@ -105,12 +129,17 @@ def chosen(name: str) -> Engine:
         )
     engine = engines[name]
     if shutil.which(engine.program) is None:
-        raise missing(engine)
+        raise missing(engine, engine.program)
     return engine
 
 
-def missing(engine: Engine) -> RfaasError:
-    """The engine is not installed."""
+def missing(engine: Engine, program: str) -> SystemCallError:
+    """The engine is not installed, or what runs it."""
+    if program == SRIOV:
+        return SystemCallError(
+            f"{program}, which container.docker_rdma_sriov wants, is not installed on this node",
+            hint=f"as root: {SRIOV_INSTALL}",
+        )
     how = f"as root: apt-get install {engine.package}" if engine.package else ""
     return SystemCallError(
         f"{engine.program}, which container.engine names, is not installed on this node",

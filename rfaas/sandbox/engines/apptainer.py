@@ -20,6 +20,7 @@ class Apptainer:
 
     inherits = False  # its starter closes what it does not know
     is_direct = True
+    enters = False
     takes_trees = True
     package = ""
 

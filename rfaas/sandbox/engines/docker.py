@@ -4,8 +4,8 @@ With `container.docker_rdma_sriov` this is what the published rFaaS ran: the wra
 `docker_rdma_sriov` of Mellanox's docker-sriov-plugin, which takes what `docker run` takes
 and moves the RDMA device of the network's virtual function in (its README: "docker_rdma_sriov
 run --net=NAME IMAGE", the network made by "docker network create -d sriov"); network,
-address, volume (at /opt) and registry are that system's keys.  A worker in there may hold a
-NIC's connection, so it is for trusted leases only.
+address, volume (at /opt) and registry are that system's keys.  A function in there may use the
+network that the NIC is in (`has_sriov`), so it is for people whom the site trusts.
 
 The daemon passes no descriptors, so the worker connects to its keeper's socket, which is
 mounted in.  Options: docker-run(1).
@@ -20,7 +20,9 @@ from rfaas.sandbox.engines import (
     NOBODY,
     SOCKET_FOLDER,
     SOCKET_PROGRAM,
+    SRIOV,
     Job,
+    has_sriov,
     socket_inside,
 )
 from rfaas.sandbox.gpus import nodes_of
@@ -33,13 +35,15 @@ class Docker:
     package = "docker.io"
     inherits = False
     is_direct = False
+    enters = False
     takes_trees = False
 
     def command(self, job: Job) -> list[str]:
         options = job.options
-        if options.get("docker_rdma_sriov"):
-            command = ["docker_rdma_sriov", "run", "--rm", "-i"]
-            command += [f"--net={options['docker_network']}"]
+        if has_sriov(self, options):
+            command = [SRIOV, "run", "--rm", "-i"]
+            # What a NIC is to reach is locked memory; the lease's limit bounds it.
+            command += [f"--net={options['docker_network']}", "--ulimit=memlock=-1:-1"]
             if address := options.get("docker_address"):
                 command += [f"--ip={address}"]
         else:
@@ -69,7 +73,7 @@ class Docker:
         return [[*command, "pull", image]]
 
     def has(self, image: str, options: dict[str, str]) -> list[str]:
-        return ["docker", "image", "inspect", "--format", "{{.Id}}", image]
+        return ["docker", "image", "inspect", "--format", "{{.Architecture}}", image]
 
     def remove(self, name: str, folder: str) -> list[list[str]]:
         return [["docker", "rm", "--force", name]]

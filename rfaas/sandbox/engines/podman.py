@@ -26,6 +26,7 @@ class Podman:
     name = program = package = "podman"
     inherits = True
     is_direct = False
+    enters = False
     takes_trees = False
 
     def command(self, job: Job) -> list[str]:
@@ -56,7 +57,7 @@ class Podman:
         return [[*command, image]]
 
     def has(self, image: str, options: dict[str, str]) -> list[str]:
-        return [*_podman(options), "image", "exists", image]
+        return [*_podman(options), "image", "inspect", "--format", "{{.Architecture}}", image]
 
     def remove(self, name: str, folder: str) -> list[list[str]]:
         return [["podman", "rm", "--force", "--ignore", "--time", "0", name]]

@@ -11,7 +11,8 @@ import json
 import os
 from typing import Any
 
-from rfaas.sandbox.engines import NOBODY, PROGRAM, Job
+from rfaas.sandbox import cgroups
+from rfaas.sandbox.engines import GROUPS, NOBODY, PROGRAM, Job
 from rfaas.sandbox.gpus import nodes_of
 
 MASKED = ("acpi", "asound", "kcore", "keys", "latency_stats", "timer_list", "sched_debug", "scsi")
@@ -29,6 +30,8 @@ class Runc:
 
     def __init__(self, name: str) -> None:
         self.name = self.program = self.package = name
+        # runc has some ten threads and 20 MiB, which would be the lease's, and makes groups itself.
+        self.enters = name == "crun"
 
     def command(self, job: Job) -> list[str]:
         command = [self.program, "--root", f"{job.folder}/state"]
@@ -42,8 +45,12 @@ class Runc:
         return [*command, "run", "--preserve-fds", "1", "--bundle", job.folder, job.name]
 
     def prepare(self, job: Job) -> None:
+        is_root = os.geteuid() == 0
+        path, folders = cgroups.beside(job.name)
+        with open(f"{job.folder}/{GROUPS}", "w") as file:  # it may be killed before it removes them
+            file.writelines(f"{folder}\n" for folder in folders if is_root)
         with open(f"{job.folder}/config.json", "w") as file:
-            json.dump(config(job, is_root=os.geteuid() == 0), file)
+            json.dump(config(job, path if is_root else ""), file)
 
     def pull(self, image: str, options: dict[str, str]) -> list[list[str]]:
         return []  # launch/images.py unpacks trees
@@ -55,9 +62,13 @@ class Runc:
         return []  # its state is in the folder, and its processes end with their first
 
 
-def config(job: Job, *, is_root: bool) -> dict[str, Any]:
-    """The bundle's config.json."""
-    user = NOBODY if is_root else 0
+def config(job: Job, cgroups_path: str) -> dict[str, Any]:
+    """The bundle's config.json.
+
+    Args:
+        cgroups_path: of a group for its devices, which root alone can have; "": it is not root's.
+    """
+    user = NOBODY if cgroups_path else 0
     shown: list[dict[str, Any]] = []  # devices; nobody but root may make them
     namespaces = [{"type": kind} for kind in ("pid", "ipc", "uts", "mount", "network")]
     linux: dict[str, Any] = {
@@ -66,8 +77,8 @@ def config(job: Job, *, is_root: bool) -> dict[str, Any]:
         "readonlyPaths": [f"/proc/{name}" for name in READ_ONLY],
         "rootfsPropagation": "private",
     }
-    if is_root:
-        linux["cgroupsPath"] = f"/rfaas/{job.name}"
+    if cgroups_path:
+        linux["cgroupsPath"] = cgroups_path
         devices = [_device(node) for node in nodes_of(job.gpus)]
         allowed = [
             {"allow": True, "access": "rw", **{key: one[key] for key in ("type", "major", "minor")}}

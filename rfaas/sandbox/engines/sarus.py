@@ -20,6 +20,7 @@ class Sarus:
     package = ""
     inherits = False
     is_direct = True
+    enters = False
     takes_trees = False
 
     def command(self, job: Job) -> list[str]:
@@ -38,7 +39,9 @@ class Sarus:
         return [["sarus", "pull", image]]
 
     def has(self, image: str, options: dict[str, str]) -> list[str]:
-        return []  # `sarus images` lists tags: pulling what is there costs one question
+        # `sarus images` lists tags and no architecture, and there is no `inspect` (its user guide,
+        # "Sarus command line"); pulling what is there costs one question.
+        return []
 
     def remove(self, name: str, folder: str) -> list[list[str]]:
         return [["sarus", "kill", name]]

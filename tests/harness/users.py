@@ -1,0 +1,72 @@
+"""A site that belongs to another user: no capability, no control group, user namespaces alone."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import rfaas
+from tests.harness.site import Site
+
+USER = 1234  # nobody on this machine
+TREE = Path(rfaas.__file__).resolve().parents[1]
+AS_USER = ("setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups")
+
+
+def program_for_all() -> tuple[str, ...]:
+    """The words before a role's command that have any user run it."""
+    return (*AS_USER, _python_for_all(), "-I", "-S", "-X", "rfaas")
+
+
+def _python_for_all() -> str:
+    """A Python that the tree's modules are built for and that any user may run."""
+    own = os.path.realpath(TREE / ".venv/bin/python")
+    asked = "import os, sys; sys.exit(not os.access(sys.executable, os.X_OK))"
+    for python in (own, shutil.which(os.path.basename(own), path="/usr/bin:/usr/local/bin")):
+        if python and subprocess.run([*AS_USER, python, "-c", asked], check=False).returncode == 0:
+            return python
+    pytest.skip(f"user {USER} may not run {own}, and /usr/bin has no Python of its version")
+
+
+def open_fuse(folder: Path) -> tuple[str, ...]:
+    """The words before a command that have it find a /dev/fuse that any user may open.
+
+    udev makes it so.  fuse-overlayfs, by which rootless podman mounts its images, wants one.
+    """
+    if not os.path.exists("/dev/fuse") or os.stat("/dev/fuse").st_mode & 0o006 == 0o006:
+        return ()
+    node = str(folder / "fuse")
+    os.mknod(node, stat.S_IFCHR, os.stat("/dev/fuse").st_rdev)
+    os.chmod(node, 0o666)
+    own = ("unshare", "--mount", "--propagation", "private", "sh", "-c")
+    return (*own, f'mount --bind {node} /dev/fuse && exec "$0" "$@"')
+
+
+def give(site: Site) -> None:
+    """Make a site the user's; its clients stay root."""
+    if os.geteuid():
+        pytest.skip("only root can be another user")
+    show(site.path)
+    site.runtime.mkdir()
+    for path in (site.path, site.runtime):
+        os.chown(path, USER, USER)
+    site.environ["XDG_RUNTIME_DIR"] = str(site.path)
+
+
+def show(path: Path) -> None:
+    """Let others find a folder that pytest made."""
+    shown = [path, *path.parents]
+    for one in shown[: shown.index(Path("/tmp")) if Path("/tmp") in shown else 1]:
+        one.chmod(0o755)
+
+
+def take_back(site: Site) -> None:
+    """End what podman keeps for a user whom it has served: the process of his namespace."""
+    if shutil.which("podman"):
+        migrate = [*AS_USER, "podman", "system", "migrate"]
+        subprocess.run(migrate, env=site.environ, capture_output=True, check=False)
