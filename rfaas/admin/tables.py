@@ -202,7 +202,7 @@ def lease_row(lease: LeaseReport) -> tuple[str, ...]:
         f"{lease.cores} shared" if lease.shared else str(lease.cores),
         str(lease.gpus or ""),
         memory,
-        lease.isolation,
+        lease.isolation + (f" (without {', '.join(lease.lacks)})" if lease.lacks else ""),
         left,
         str(lease.usage.calls),
     )

@@ -118,7 +118,8 @@ class Executor:
     ) -> asyncio.Task[None] | None:
         """Serve: at the configured address, or `private` alone (the task ends with that link)."""
         levels = await self._pool.offered()
-        self._node = replace(self._node, isolation=levels, gpus=len(self._pool.gpus))
+        lacks = {level: lacks for level in levels if (lacks := self._pool.lacks(level))}
+        self._node = replace(self._node, isolation=levels, lacks=lacks, gpus=len(self._pool.gpus))
         if private is not None:
             self._authority = OwnAuthority(self._node, self._clock)
             return self.listener.adopt(private)
