@@ -260,7 +260,9 @@ class Lease(Lanes):
             finally:
                 _close(fds)
             names = self._table(link, started)
-        except BaseException:  # Ctrl-C too: what was begun must not be in the next call's way
+        except BaseException as error:  # Ctrl-C too: what was begun must not be in the next's way
+            if isinstance(error, WorkerCrashedError):
+                error.lease = self.id
             with suppress(RfaasError):
                 self._stop_worker("its start was broken off", 0)
             raise
@@ -438,7 +440,9 @@ class Lease(Lanes):
                 match link.notices.popleft() if link.notices else None:
                     case WorkerExited() as notice if notice.worker == self._worker:
                         self.output = notice.output
-                        self._fail(WorkerCrashedError(notice.text))
+                        self._fail(
+                            WorkerCrashedError(notice.text, lease=self.id, output=notice.output)
+                        )
                     case LeaseTerminating() as notice if notice.lease == self.id:
                         self._ends_at_s = time.monotonic() + notice.remaining_s
                     case LeaseEnded() as notice if notice.lease == self.id:

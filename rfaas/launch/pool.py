@@ -236,7 +236,7 @@ class Pool:
             process.output = (process.spare and process.spare.output) or Output(
                 aloud=self._config.name == PRIVATE
             )
-            self.outputs.keep(request.lease, process.output)
+            self.outputs.keep(request.lease, worker.number, process.output)
             await asyncio.wait_for(
                 process.start(
                     self._zygote, order, task, library_fd, lambda d: self._died(worker, d)
@@ -380,7 +380,7 @@ class Pool:
                 self._zygote.kill(process.pid)
             return
         log.info("lease %s: worker %d is kept", worker.lease[:8], process.pid)
-        self.outputs.end(worker.lease)
+        self.outputs.end(worker.lease, worker.number)
         self._keep.add(worker.number, *left, shape, owner.name, worker.lease)
         self._finish(worker, process, "its lease is over")
 
@@ -395,8 +395,8 @@ class Pool:
 
     def _died(self, worker: Worker, death: WorkerDied | None) -> None:
         process = self._processes[worker.number]
-        self.outputs.end(worker.lease)
-        output = self.outputs.tail(worker.lease) or b""
+        self.outputs.end(worker.lease, worker.number)
+        output = self.outputs.tail(worker.lease, worker.number)
         text = "its zygote is gone"
         if death is not None:
             text = f"the worker died: {exit_text(death, output, process.limits)}"
@@ -408,6 +408,7 @@ class Pool:
 
     def _finish(self, worker: Worker, process: WorkerProcess, text: str) -> None:
         usage = self._usage(worker.lease)
+        self.outputs.end(worker.lease, worker.number)  # also of one that was never started
         del self._processes[worker.number]
         self._shapes.pop(worker.number, None)
         self._do(self._supervisor.exited(worker, text, usage, self._clock.monotonic_s()))

@@ -181,7 +181,7 @@ class Executor:
     def _exited(self, lease: str, worker: int, text: str) -> None:
         client = self._clients.get(lease)
         if client is not None:
-            output = (self._pool.outputs.tail(lease) or b"")[-m.OUTPUT_BYTES_MAX :]
+            output = self._pool.outputs.tail(lease, worker)[-m.OUTPUT_BYTES_MAX :]
             client.notify(m.WorkerExited(lease=lease, worker=worker, text=text, output=output))
 
     def _over(self, over: Over) -> None:
@@ -401,11 +401,10 @@ class Executor:
     def _output(self, client: Client, request: GetOutput) -> WorkerOutput:
         # Its own client may read it, and who may open our socket's file: the executor's user.
         known = request.lease in client.leases or client.link.passes_fds
-        written = self._pool.outputs.tail(request.lease) if known else None
+        written = self._pool.outputs.part(request) if known else None
         if written is None:
             raise UsageError(f"lease {request.lease[:8]} has had no worker on this node")
-        end = request.start + m.OUTPUT_BYTES_MAX
-        return WorkerOutput(data=written[request.start : end], more=len(written) > end)
+        return written
 
     def _functions(self, request: m.ListFunctions) -> m.Functions:
         process = self._pool.process(request.lease)

@@ -153,6 +153,21 @@ def test_a_resource_manager_tells_it(site: Site, shipped: Path, machine: Machine
         assert web.lacks == (machine.part,)
 
 
+@machines
+def test_a_lease_over_several_nodes_lacks_it(site: Site, shipped: Path, machine: Machine) -> None:
+    """As soon as one of them does."""
+    site.start("resource-manager")
+    site.start("executor", "--name", "alpha", "--node-cores", "1")
+    child = site.start_unready(
+        "executor", "--name", "beta", "--node-cores", "1", prefix=machine.prefix
+    )
+    assert "ready" in str(child.lines.next())
+    with site.session() as session, session.lease(2, shipped, isolation="sandbox") as lease:
+        assert lease.lacks == (machine.part,)
+        found = {one.node: one.lacks for one in session.leases()}
+        assert found["beta"] == (machine.part,)
+
+
 REFUSING = [
     pytest.param({"sandbox__require": "true"}, id="all-required"),
     pytest.param({"sandbox__degrade": "time"}, id="not-in-degrade"),
