@@ -188,7 +188,7 @@ def test_forging_its_counts(node: Node, lease: Lease, what: str) -> None:
     for _ in range(20):
         answers(lease, "be_honest")
     lease.close()
-    found = until(lambda: node.ended(lease.id) or {}, "the end of the lease in the log")
+    found = until(lambda: node.ended(lease.id), "the end of the lease in the log")
     assert found["calls"] == 41
     busy_s = found["executing_s"] + found["polling_s"]
     assert 0.27 <= busy_s <= time.monotonic() - begun_s + STARTS_S

