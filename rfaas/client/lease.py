@@ -236,14 +236,17 @@ class Lease(Lanes):
             former=self._former(link),
             opens=opens,
         )
-        start = time.monotonic_ns()
+        start = asked_at = time.monotonic_ns()
+        kept = ("request", "connect")  # of an earlier start, no other step
+        self.steps_ns = {step: ns for step, ns in self.steps_ns.items() if step in kept}
         self._unsure = True
         try:
             try:
                 started = link.ask(request, WorkerStarted, timeout_s=START_TIMEOUT_S)
             except LibraryMissingError:
                 self._library.send(link, self.id)
-                self.steps_ns["send_library"] = time.monotonic_ns() - start
+                asked_at = time.monotonic_ns()
+                self.steps_ns["send_library"] = asked_at - start
                 started = link.ask(request, WorkerStarted, timeout_s=START_TIMEOUT_S)
             started_at = time.monotonic_ns()
             carrier = transport.transport(started.transport)
@@ -277,7 +280,8 @@ class Lease(Lanes):
         self._unsure = False
         self.steps_ns["start_worker"] = started_at - start
         self.steps_ns["open_lanes"] = time.monotonic_ns() - started_at
-        self.steps_ns.update({f"worker.{step}": ns for step, ns in started.steps_ns.items()})
+        self.steps_ns.update(started.steps_ns)
+        self.steps_ns["link"] = started_at - asked_at - sum(started.steps_ns.values())
 
     def _former(self, link: Link) -> tuple[FormerLease, ...]:
         """What shows that workers which this node may have kept were ours."""

@@ -14,7 +14,7 @@ from contextlib import suppress
 
 from msgspec.structs import replace
 
-from rfaas.clock import Clock
+from rfaas.clock import Clock, Steps
 from rfaas.config import ExecutorConfig
 from rfaas.core.keeping import Shape
 from rfaas.core.supervisor import (
@@ -166,6 +166,7 @@ class Pool:
         host: str,
         container: ContainerTask | None = None,
         owner: Owner = Owner(),  # noqa: B008 - a constant
+        steps: Steps | None = None,
     ) -> tuple[Worker, WorkerProcess, LeaseOnNode]:
         """Start the worker of a lease with a library that is here.
 
@@ -174,6 +175,7 @@ class Pool:
             host: the address where it listens, if it does.
             container: what it runs in, at level `container`.
             owner: whose the lease is; a worker that was kept for him is taken.
+            steps: what was done for the request so far.
 
         Raises:
             LibraryMissingError: the library is not here; send it.
@@ -194,6 +196,7 @@ class Pool:
         worker = self._supervisor.start(request.lease)
         process = self._process(worker.number, request, lease, transport)
         self._processes[worker.number] = process
+        process.steps = steps or process.steps
         if transport == "verbs":
             process.account = self._accounts.open(host, len(lease.cpus))
         if lease.gpus or lease.claims.shared:  # it would hold them on, or be in others' way
@@ -229,6 +232,7 @@ class Pool:
             turns=len(lease.places) if lease.claims.shared else 0,
         )
         process.turns = self._turns.open(lease.places) if task.turns else []
+        process.steps.done("open")
         try:
             kept = await self._keep.take(shape, owner, order)
             process.was_kept = kept is not None

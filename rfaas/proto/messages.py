@@ -423,7 +423,8 @@ class WorkerStarted(Message, frozen=True):
     """The worker serves.  What its transport offers to the client comes along, or `endpoint`.
 
     `functions` are the names in order of their index; where they do not fit
-    into one frame, `more` is set and `ListFunctions` brings the rest.
+    into one frame, `more` is set and `ListFunctions` brings the rest.  `steps_ns` are those of
+    its start, by name, which together took as long as the answer did.
     """
 
     worker: Count

@@ -19,7 +19,7 @@ from contextlib import suppress
 from msgspec.structs import replace
 
 from rfaas import __version__, addresses
-from rfaas.clock import Clock
+from rfaas.clock import Clock, Steps
 from rfaas.config import ContainerConfig, ControlConfig, ExecutorConfig
 from rfaas.control import aio, cluster_key
 from rfaas.control.aio import AsyncLink, Listener
@@ -345,6 +345,7 @@ class Executor:
     async def _start_worker(
         self, client: Client, request: m.StartWorker
     ) -> tuple[m.WorkerStarted, tuple[int, ...]]:
+        steps = Steps()
         if request.opens is not None:
             await self._open(client, request.opens, request.lease)
         carrier = transport(fitting(request.transport, client.link.passes_fds))
@@ -354,9 +355,11 @@ class Executor:
             text = f"node {self._config.name} cannot serve over {carrier.name}: {error.text}"
             raise type(error)(text, hint=error.hint) from None
         container = await self._container(request.lease)
+        if container is not None:
+            steps.done("image")
         owner = owner_of(client.link, request, self._authority.owns)
         worker, process, lease = await self._pool.start(
-            request, carrier.name, host, container, owner
+            request, carrier.name, host, container, owner, steps
         )
         log.info(
             "lease %s: worker %d, isolation %s, serves %d lanes on processors %s",
@@ -377,7 +380,7 @@ class Executor:
             functions=names,
             more=more,
             endpoint=process.endpoint,
-            steps_ns=process.steps_ns,
+            steps_ns=process.steps_ns(),
             isolation=lease.claims.isolation,
             kept=process.was_kept,
             lacks=self._pool.lacks(lease.claims.isolation),
