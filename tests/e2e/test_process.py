@@ -87,6 +87,36 @@ def test_fork_bomb(node: Node, lease: Lease) -> None:
     node.wait_until_gone()
 
 
+FILE_BYTES = 1 << 20
+
+
+@pytest.fixture
+def small_files(site: Site, attacks: Path) -> Iterator[Lease]:
+    """A lease of a node that allows no file more than FILE_BYTES, with control groups or not."""
+    site.set(sandbox__levels="process", sandbox__file_size=FILE_BYTES)
+    with site.private_session() as session, session.lease(1, attacks) as lease:
+        yield lease
+
+
+def test_a_file_that_grows_past_its_limit(small_files: Lease, tmp_path: Path) -> None:
+    """The last byte can be written, one more cannot; the function hears it, and goes on."""
+    file = tmp_path / "file"
+    found = answers(small_files, "overgrow_file", f"{file} {FILE_BYTES - 1}")
+    assert found == {"open": "done", "last": "done", "past": "EFBIG", "truncate": "EFBIG"}
+    assert file.stat().st_size == FILE_BYTES
+    assert answers(small_files, "be_honest")["clock"] == "done"
+
+
+def test_a_function_that_does_not_ignore_it(small_files: Lease, tmp_path: Path) -> None:
+    """It is killed by its signal, and its client hears of which limit."""
+    words = rf"SIGXFSZ \(File size limit exceeded\): its limit of {FILE_BYTES} bytes of a file is"
+    file = tmp_path / "file"
+    with pytest.raises(WorkerCrashedError, match=words):
+        answers(small_files, "overgrow_file", f"{file} {FILE_BYTES - 1} die")
+    assert file.stat().st_size == FILE_BYTES
+    assert answers(small_files, "be_honest")["clock"] == "done"
+
+
 @pytest.mark.parametrize("attack", ["daemonise", "fork_bomb"])
 def test_nothing_outlives_a_deadline(node: Node, lease: Lease, attack: str) -> None:
     answers(lease, attack)

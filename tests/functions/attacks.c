@@ -179,6 +179,24 @@ ATTACK(fill_disk)
     outcome(to, "memfd_create", syscall(SYS_memfd_create, "x", 0));
 }
 
+/* Writes the byte at the place that follows the path, and the next one, which is one too many.
+ * With "die" behind, the signal that comes with that is not ignored. */
+ATTACK(overgrow_file)
+{
+    char path[4096], word[8] = "";
+    long last = 0;
+    if (sscanf(text, "%4095s %ld %7s", path, &last, word) < 2)
+        return;
+    if (!strcmp(word, "die"))
+        signal(SIGXFSZ, SIG_DFL);
+    int file = open(path, O_CREAT | O_WRONLY, 0600);
+    outcome(to, "open", file);
+    outcome(to, "last", pwrite(file, "x", 1, last));
+    outcome(to, "past", pwrite(file, "x", 1, last + 1));
+    outcome(to, "truncate", ftruncate(file, last + 2));
+    close(file);
+}
+
 ATTACK(flood_descriptors)
 {
     int last = 0, had = 0;
