@@ -5,6 +5,7 @@ It promises to hold no stranger, but a bomb or a daemon of one lease is nobody e
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -85,6 +86,19 @@ def test_fork_bomb(node: Node, lease: Lease) -> None:
     assert 32 < len(node.strangers()) <= PROCESSES + 8
     lease.close()
     node.wait_until_gone()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="takes root: proc_pid_map_files(5)")
+def test_resizing_the_shared_memory(lease: Lease) -> None:
+    """A function that is root opens it by its mappings; it is sealed, and the client goes on."""
+    lines = bytes(lease.call("resize_memory")).decode().splitlines()
+    found = answers(lease, "resize_memory")
+    assert int(found["opened"]) >= 2  # the ring, and its counts
+    tries = [line for line in lines if line.split(":")[0] in ("grow", "allocate", "shrink", "cut")]
+    assert len(tries) == 4 * int(found["opened"])
+    assert {line.split(": ")[1] for line in tries} == {"EPERM"}
+    assert (found["files"], found["mremap"], found["behind"]) == ("0", "done", "SIGBUS")
+    assert set(answers(lease, "be_honest").values()) == {"done"}
 
 
 FILE_BYTES = 1 << 20

@@ -5,13 +5,13 @@
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
 #include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -25,48 +25,13 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "attack.h"
 #include "memory.h"
 #include "rfaas.h"
 
 #define TRIES 200000
 
 extern char **environ;
-
-typedef struct {
-    char *text;
-    size_t size, capacity;
-} report;
-
-static void say(report *to, const char *format, ...)
-{
-    va_list values;
-    va_start(values, format);
-    int size = vsnprintf(to->text + to->size, to->capacity - to->size, format, values);
-    va_end(values);
-    if (size > 0)
-        to->size += (size_t)size < to->capacity - to->size ? (size_t)size : 0;
-}
-
-/* "what: EPERM", or "what: done". */
-static void outcome(report *to, const char *what, long result)
-{
-    const char *name = result >= 0 ? "done" : strerrorname_np(errno);
-    say(to, "%s: %s\n", what, name ? name : "?");
-}
-
-#define ATTACK(name)                                                                      \
-    static void name##_try(report *to, const char *text);                                 \
-    RFAAS_FUNCTION(name)                                                                  \
-    {                                                                                     \
-        char text[4096] = "";                                                             \
-        report to = {call->res, 0, call->capacity};                                       \
-        memcpy(text, call->args, call->size < 4095 ? call->size : 4095);                  \
-        name##_try(&to, text);                                                            \
-        call->result_size = (uint32_t)to.size;                                            \
-        return 0;                                                                         \
-    }                                                                                     \
-    static void name##_try(__attribute__((unused)) report *to,                            \
-                           __attribute__((unused)) const char *text)
 
 ATTACK(ignore_term)
 {
@@ -220,19 +185,66 @@ ATTACK(flood_output)
         pause();
 }
 
-/* Every descriptor that it has, to 8 GiB and to nothing. */
+static __thread sigjmp_buf back;
+
+static void go_back(int number)
+{
+    siglongjmp(back, number);
+}
+
+#define HUGE_BYTES (8L << 30)
+
+/* A memory file, by a page and to nothing, in each way that there is; never one of the disk. */
+static int resize(report *to, int fd)
+{
+    struct stat file;
+    if (fd < 0 || fstat(fd, &file) || !S_ISREG(file.st_mode) || file.st_nlink)
+        return 0;
+    outcome(to, "grow", ftruncate(fd, file.st_size + 4096));
+    outcome(to, "allocate", fallocate(fd, 0, file.st_size, 4096));
+    outcome(to, "shrink", ftruncate(fd, 0));
+    return 1;
+}
+
+/* The memory that it shares: by a descriptor, by what /proc has of it, and where it is mapped. */
 ATTACK(resize_memory)
 {
-    int found = 0;
-    for (int fd = 0; fd < 1024; fd++) {
-        struct stat file;
-        if (fstat(fd, &file) || !S_ISREG(file.st_mode))
+    int files = 0, opened = 0;
+    for (int fd = 0; fd < 1024; fd++)
+        files += resize(to, fd);
+    DIR *maps = opendir("/proc/self/map_files");
+    for (struct dirent *entry; maps && (entry = readdir(maps));) {
+        char target[256] = "";
+        if (readlinkat(dirfd(maps), entry->d_name, target, sizeof target - 1) < 0 ||
+            strncmp(target, "/memfd:rfaas-", 13))
             continue;
-        found++;
-        outcome(to, "grow", ftruncate(fd, 8L << 30));
-        outcome(to, "shrink", ftruncate(fd, 0));
+        int fd = openat(dirfd(maps), entry->d_name, O_RDWR);
+        if (!resize(to, fd))
+            continue;
+        opened++;
+        outcome(to, "cut", openat(dirfd(maps), entry->d_name, O_RDWR | O_TRUNC));
+        close(fd);
     }
-    say(to, "files: %d\n", found);
+    if (maps)
+        closedir(maps);
+    say(to, "files: %d\nopened: %d\n", files, opened);
+    /* Of size 0: a second mapping of the same memory, mremap(2); is there any behind its end? */
+    void *page = (void *)((uintptr_t)to->text & ~(PAGE - 1));
+    char *more = mremap(page, 0, HUGE_BYTES, MREMAP_MAYMOVE);
+    outcome(to, "mremap", more == MAP_FAILED ? -1 : 0);
+    if (more != MAP_FAILED) {
+        const struct sigaction ours = {.sa_handler = go_back};
+        struct sigaction before;
+        sigaction(SIGBUS, &ours, &before);
+        if (!sigsetjmp(back, 1)) {
+            more[HUGE_BYTES - 1] = 1;
+            say(to, "behind: done\n");
+        } else {
+            say(to, "behind: SIGBUS\n");
+        }
+        sigaction(SIGBUS, &before, NULL);
+        munmap(more, HUGE_BYTES);
+    }
 }
 
 ATTACK(trace)
@@ -324,13 +336,6 @@ ATTACK(forge_counts)
 }
 
 static uint64_t *volatile counted; /* the page of the lease that is served now */
-static __thread sigjmp_buf back;
-
-static void go_back(int number)
-{
-    siglongjmp(back, number);
-}
-
 static void *lasting_forger(void *unused)
 {
     for (;; usleep(200))
