@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from rfaas.client import Lease
 from rfaas.errors import DeadlineExceededError, WorkerCrashedError
@@ -241,6 +242,21 @@ def test_no_function_steers_a_terminal(
         site.start("all")
     words: Sequence[str | Path] = ("call", printer, function, "-")
     assert_harmless(on_a_terminal(site, *words, stdin=EVIL))
+
+
+def test_no_client_steers_a_terminal(site: Site, printer: Path) -> None:
+    """One that another program made calls itself what it likes; ours is kept to few characters."""
+    site.start("all")
+    with site.session() as session:
+        client = replace(session.config.client, name=EVIL.decode())
+        session.config = replace(session.config, client=client)
+        with session.lease(library=printer):
+            for command in (("leases",), ("leases", "--all"), ("events",)):
+                assert_harmless(on_a_terminal(site, *command))
+            for flags in (("--plain",), ()):
+                seen = on_a_terminal(site, "top", "--once", *flags)
+                assert b"\x1b]0;owned" not in seen
+                assert b"\\x1b]0;owned" in seen
 
 
 def test_no_log_steers_a_terminal(site: Site, printer: Path) -> None:
