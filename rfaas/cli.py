@@ -48,7 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from rfaas.launch import service
 
             text = service.marked(3, text) if service.is_journal(2) else text
-        print(text, file=sys.stderr)
+        from rfaas import terminal  # a function's own words may be in there
+
+        print(terminal.shown(text, sys.stderr), file=sys.stderr)
         return error.exit_status
 
 

@@ -86,8 +86,8 @@ def build_parser(only: str = "") -> argparse.ArgumentParser:
     logs = commands.add_parser(
         "logs",
         help="print what the functions of a lease have written",
-        description="Print the last 64 KiB that the lease's latest worker wrote to its standard "
-        "output and error, also of a lease that is over.",
+        description="Print the last 64 KiB that each of the lease's last four workers wrote to its "
+        "standard output and error, the oldest first, also of a lease that is over.",
     )
     logs.add_argument("lease", metavar="LEASE", help="its id, or the beginning of it")
     _add_common(logs, CLIENT_FLAGS)

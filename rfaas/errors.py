@@ -191,7 +191,14 @@ class OutputTooLargeError(CallError):
 
 
 class WorkerCrashedError(CallError):
+    """`output` is the end of what that worker of `lease` printed, as far as its node has said."""
+
     code = "worker-crashed"
+
+    def __init__(self, text: str, *, hint: str = "", lease: str = "", output: bytes = b"") -> None:
+        super().__init__(text, hint=hint)
+        self.lease = lease
+        self.output = output
 
 
 class BusyError(CallError):

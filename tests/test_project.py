@@ -39,7 +39,7 @@ LAYERS = (
     ("core",),
     ("config", "config_sources", "config_text", "addresses", "paths"),
     ("proto",),
-    ("clock", "errors", "failpoints", "units"),
+    ("clock", "errors", "failpoints", "terminal", "units"),
 )
 RANK = {name: rank for rank, layer in enumerate(reversed(LAYERS)) for name in layer}
 

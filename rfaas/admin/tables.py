@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from msgspec import Struct, json, structs
 
+from rfaas import terminal
 from rfaas.client import Session, reports
 from rfaas.config import Config
 from rfaas.core.billing import GROUPS, parse_day
@@ -70,17 +71,13 @@ def run(config: Config, options: argparse.Namespace) -> int:
 
         return top.run(config, options)
     if options.command == "logs":
-        from rfaas.client.logs import output_of
-
-        with connected(config, options.command) as session:
-            sys.stdout.buffer.write(output_of(session, options.lease))
-        return 0
+        return _logs(config, options)
     watch_s = options.watch
     if watch_s is not None and not watch_s >= WATCH_MIN_S:
         raise UsageError(f"--watch is at least {WATCH_MIN_S:g} s, not {watch_s:g}")
     with connected(config, options.command) as session:
         while True:
-            text = _shown(session, options)
+            text = terminal.shown(_shown(session, options), sys.stdout)
             if watch_s is not None and sys.stdout.isatty() and not options.json:
                 text = HOME + text
             sys.stdout.write(text)
@@ -88,6 +85,24 @@ def run(config: Config, options: argparse.Namespace) -> int:
             if watch_s is None:
                 return 0
             time.sleep(watch_s)
+
+
+def _logs(config: Config, options: argparse.Namespace) -> int:
+    """What each worker of a lease wrote; where there are several, stderr says which comes."""
+    from rfaas.client.logs import outputs_of
+
+    with connected(config, options.command) as session:
+        found = outputs_of(session, options.lease)
+    for number, written in enumerate(found, start=1):
+        if len(found) > 1:
+            text = f"rfaas: worker {number} of the {len(found)} last, {len(written.data)} bytes:"
+            print(text, file=sys.stderr, flush=True)
+        data = written.data
+        sys.stdout.buffer.write(
+            terminal.Harmless().feed(data, last=True) if sys.stdout.isatty() else data
+        )
+        sys.stdout.flush()
+    return 0
 
 
 def connected(config: Config, command: str) -> Session:
@@ -202,7 +217,7 @@ def lease_row(lease: LeaseReport) -> tuple[str, ...]:
         f"{lease.cores} shared" if lease.shared else str(lease.cores),
         str(lease.gpus or ""),
         memory,
-        lease.isolation,
+        lease.isolation + (f" (without {', '.join(lease.lacks)})" if lease.lacks else ""),
         left,
         str(lease.usage.calls),
     )

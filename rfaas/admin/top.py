@@ -23,6 +23,7 @@ from rfaas.config import Config
 from rfaas.errors import PeerLostError, UnavailableError
 from rfaas.proto.messages import LeaseReport, NodeReport, StatusReport
 from rfaas.proto.report_messages import EventReport, Sample
+from rfaas.terminal import harmless
 from rfaas.units import format_ns
 
 PERIOD_S = 1.0
@@ -255,7 +256,7 @@ def lease_row(lease: LeaseReport) -> tuple[str, ...]:
     return (
         lease.lease[:8],
         lease.state,
-        lease.client,
+        harmless(lease.client),  # as it calls itself
         lease.node,
         str(lease.cores),
         str(lease.usage.calls),
@@ -265,4 +266,4 @@ def lease_row(lease: LeaseReport) -> tuple[str, ...]:
 
 def event_lines(events: Sequence[EventReport]) -> list[str]:
     """One line for each, the newest first."""
-    return ["  ".join(filter(None, event_row(event))) for event in reversed(events)]
+    return [harmless("  ".join(filter(None, event_row(event)))) for event in reversed(events)]

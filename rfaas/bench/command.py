@@ -93,7 +93,7 @@ def _table(report: Mapping[str, Any]) -> list[str]:
             lines.append(f"{key:22}{_stats(key, value)}")
         elif isinstance(value, dict):
             lines.append(key)
-            lines += [f"  {name:20}{_entry(key, entry)}" for name, entry in value.items()]
+            lines += [f"  {name:24}{_entry(key, entry)}" for name, entry in value.items()]
         elif key.endswith("_ns"):
             lines.append(f"{key:22}{format_ns(round(value))}")
         else:

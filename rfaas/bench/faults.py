@@ -36,7 +36,7 @@ from rfaas.errors import (
 )
 
 FAULTS = {"segfault": 0, "abort": 1, "exit": 2, "deadline": 3}  # bench/peer.h
-LEVELS = ("none", "process", "sandbox", "bubblewrap")
+LEVELS = ("none", "process", "sandbox", "bubblewrap", "container")
 ASKED_MS = {"told_of_crash": 50, "told_of_deadline": 100, "gone": 100}
 DAEMONS = 3
 DEADLINE_S = 0.05
@@ -57,9 +57,12 @@ def run(config: Config, rounds: int) -> dict[str, object]:
     executor = replace(config.executor, cores=1, keep_warm_s=0.0)
     config = replace(config, client=replace(config.client, executor="private"), executor=executor)
     asked = config.lease.isolation
-    levels = []
+    levels: list[dict[str, object]] = []
     with Session(config) as session:
         for level in LEVELS if asked == "default" else (asked,):
+            if level == "container" and not config.lease.image and asked == "default":
+                levels.append({"isolation": level, "refused": "no image is named: --image"})
+                continue
             try:
                 levels.append(_level(session, level, rounds))
             except CapacityError as error:
@@ -98,7 +101,8 @@ def _level(session: Session, level: str, rounds: int) -> dict[str, object]:
 
 
 def _lease(session: Session, level: str) -> Lease:
-    return session.lease(1, peer_library(), isolation=level)
+    image = session.config.lease.image if level == "container" else ""
+    return session.lease(1, peer_library(), isolation=level, image=image)
 
 
 def _leave(lease: Lease) -> str:

@@ -124,7 +124,7 @@ def peer(lease: Lease, size: int) -> Iterator[Lane]:
 
 def mode(lease: Lease) -> str:
     """Who owns the worker's end: "trusted", the worker itself, or "endpoint"."""
-    return "endpoint" if "worker.endpoint" in lease.steps_ns else "trusted"
+    return "endpoint" if "node.endpoint" in lease.steps_ns else "trusted"
 
 
 def source_of(lease: Lease) -> str:

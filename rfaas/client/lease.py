@@ -236,14 +236,17 @@ class Lease(Lanes):
             former=self._former(link),
             opens=opens,
         )
-        start = time.monotonic_ns()
+        start = asked_at = time.monotonic_ns()
+        kept = ("request", "connect")  # of an earlier start, no other step
+        self.steps_ns = {step: ns for step, ns in self.steps_ns.items() if step in kept}
         self._unsure = True
         try:
             try:
                 started = link.ask(request, WorkerStarted, timeout_s=START_TIMEOUT_S)
             except LibraryMissingError:
                 self._library.send(link, self.id)
-                self.steps_ns["send_library"] = time.monotonic_ns() - start
+                asked_at = time.monotonic_ns()
+                self.steps_ns["send_library"] = asked_at - start
                 started = link.ask(request, WorkerStarted, timeout_s=START_TIMEOUT_S)
             started_at = time.monotonic_ns()
             carrier = transport.transport(started.transport)
@@ -260,7 +263,9 @@ class Lease(Lanes):
             finally:
                 _close(fds)
             names = self._table(link, started)
-        except BaseException:  # Ctrl-C too: what was begun must not be in the next call's way
+        except BaseException as error:  # Ctrl-C too: what was begun must not be in the next's way
+            if isinstance(error, WorkerCrashedError):
+                error.lease = self.id
             with suppress(RfaasError):
                 self._stop_worker("its start was broken off", 0)
             raise
@@ -275,7 +280,8 @@ class Lease(Lanes):
         self._unsure = False
         self.steps_ns["start_worker"] = started_at - start
         self.steps_ns["open_lanes"] = time.monotonic_ns() - started_at
-        self.steps_ns.update({f"worker.{step}": ns for step, ns in started.steps_ns.items()})
+        self.steps_ns.update(started.steps_ns)
+        self.steps_ns["link"] = started_at - asked_at - sum(started.steps_ns.values())
 
     def _former(self, link: Link) -> tuple[FormerLease, ...]:
         """What shows that workers which this node may have kept were ours."""
@@ -438,7 +444,9 @@ class Lease(Lanes):
                 match link.notices.popleft() if link.notices else None:
                     case WorkerExited() as notice if notice.worker == self._worker:
                         self.output = notice.output
-                        self._fail(WorkerCrashedError(notice.text))
+                        self._fail(
+                            WorkerCrashedError(notice.text, lease=self.id, output=notice.output)
+                        )
                     case LeaseTerminating() as notice if notice.lease == self.id:
                         self._ends_at_s = time.monotonic() + notice.remaining_s
                     case LeaseEnded() as notice if notice.lease == self.id:

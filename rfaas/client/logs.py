@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from rfaas.errors import UsageError
 from rfaas.proto.report_messages import GetOutput, WorkerOutput
@@ -14,8 +14,15 @@ if TYPE_CHECKING:
 ID_DIGITS = 32
 
 
-def output_of(session: Session, lease: str) -> bytes:
-    """The last 64 KiB that the lease's latest worker wrote to stdout and stderr.
+class Written(NamedTuple):
+    """The last 64 KiB that a worker of a lease wrote to stdout and stderr."""
+
+    worker: int  # its number
+    data: bytes
+
+
+def outputs_of(session: Session, lease: str) -> list[Written]:
+    """What the workers of a lease wrote, the oldest first of which something is kept.
 
     Args:
         session: of a resource manager, or of the executor itself.
@@ -46,10 +53,20 @@ def output_of(session: Session, lease: str) -> bytes:
         link.close()
 
 
-def _read(link: Link, lease: str) -> bytes:
-    data, more = b"", True
-    while more:
-        part = link.ask(GetOutput(lease=lease, start=len(data)), WorkerOutput)
-        data += part.data
-        more = part.more and bool(part.data)
-    return data
+def _read(link: Link, lease: str) -> list[Written]:
+    found = []
+    later = 0
+    while True:
+        part = link.ask(GetOutput(lease=lease, worker=later), WorkerOutput)
+        # What it writes while it is read is not waited for: it may never end.
+        number, end, data = part.worker, part.end, part.data
+        while part.data and (start := part.start + len(part.data)) < end:
+            part = link.ask(GetOutput(lease=lease, worker=number, start=start), WorkerOutput)
+            if part.worker != number:  # it was forgotten meanwhile
+                break
+            # It may have written so much since that its next bytes are gone: without a gap, then.
+            data = data + part.data if part.start == start else part.data
+        found.append(Written(number, data))
+        if part.worker == number and part.later <= number:
+            return found
+        later = part.later if part.worker == number else part.worker

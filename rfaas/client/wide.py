@@ -62,6 +62,7 @@ class WideLease(Lease):
             raise failed[0]
         if len({part.functions for part in parts}) > 1:
             raise ProtocolError(f"nodes {self.node} tell different tables of functions")
+        self.lacks = tuple(dict.fromkeys(lack for part in parts for lack in part.lacks))
         self.transport = parts[0].transport
         self.endpoint = parts[0].endpoint
         self.cpus = tuple(cpu for part in parts for cpu in part.cpus)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 
@@ -91,7 +90,7 @@ class WorkerApart(WorkerProcess):
             fds = [library_fd, self.rings_fd, scratch]
             await self._load(zygote, order, alone, fds, self._worker_died)
             self.endpoint = await feeding
-            self.steps_ns = {**self.steps_ns, "endpoint": self._feeder.started_ns}
+            self.steps.done("endpoint")  # how long it took longer than its worker
         finally:
             os.close(scratch)
             feeding.cancel()
@@ -145,7 +144,6 @@ class EndpointProcess:
     def __init__(self) -> None:
         self.is_gone = True
         self.pid = 0
-        self.started_ns = 0  # how long it took until it listened
         self._link: AsyncLink | None = None
         self._kill: Callable[[], None] = lambda: None
         self._timer: asyncio.TimerHandle | None = None
@@ -172,7 +170,6 @@ class EndpointProcess:
             died(None if death.exception() else death.result())
 
         self.is_gone = False
-        before = time.monotonic_ns()
         try:
             self.pid, death, self._link = await zygote.spawn(SpawnWorker(isolation=LEVEL))
         except BaseException:
@@ -186,7 +183,6 @@ class EndpointProcess:
         message = await self._link.receive()
         match message:
             case RingsServed():
-                self.started_ns = time.monotonic_ns() - before
                 return message.endpoint
             case Error():
                 raise from_wire(message.code, message.text, message.hint)

@@ -31,6 +31,8 @@ def exit_text(death: WorkerDied, output: bytes = b"", limits: Limits = _NO_LIMIT
             name = signal.Signals(number).name
         except ValueError:
             name = f"signal {number}"
+        if number == signal.SIGXFSZ and limits.file_bytes:
+            why = f": its limit of {limits.file_bytes} bytes of a file is reached{why}"
         return f"killed by {name} ({signal.strsignal(number)}){why}"
     code = os.waitstatus_to_exitcode(death.status)
     if code == PTHREAD_EXIT_STATUS:

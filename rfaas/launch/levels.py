@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 
 from rfaas.config import SandboxConfig
-from rfaas.errors import ConfigError
+from rfaas.errors import CapacityError, ConfigError
 from rfaas.proto.worker_messages import Lack
 
 ALL = ["all"]
@@ -50,14 +50,26 @@ class Levels:
                 )
 
     def default(self) -> str:
-        """The level of a lease that does not say, on a private executor."""
+        """The level of a lease that does not say, on a private executor.
+
+        Raises:
+            CapacityError: this machine can hold neither DEFAULT nor what stands in for it.
+        """
         lack = self._blocking.get(DEFAULT)
         if lack is None:
             return DEFAULT
+        why = f"{lack.part}: {lack.why}"
+        if (other := self._blocking.get(OWN_CODE)) is not None:
+            both = f"a sandbox nor level {OWN_CODE} ({why})"
+            if other.part != lack.part:
+                both = f"a sandbox ({why}) nor level {OWN_CODE} ({other.part}: {other.why})"
+            allowed = "let sandbox.degrade name it, with sandbox.require = false"
+            raise CapacityError(
+                f"this machine can hold neither {both}",
+                hint=f"{other.hint}; or {allowed}" if other.hint else allowed,
+            )
         log.warning(
-            "this machine cannot hold a sandbox (%s: %s): your functions run as processes of yours",
-            lack.part,
-            lack.why,
+            "this machine cannot hold a sandbox (%s): your functions run as processes of yours", why
         )
         return OWN_CODE
 

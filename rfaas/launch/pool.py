@@ -14,7 +14,7 @@ from contextlib import suppress
 
 from msgspec.structs import replace
 
-from rfaas.clock import Clock
+from rfaas.clock import Clock, Steps
 from rfaas.config import ExecutorConfig
 from rfaas.core.keeping import Shape
 from rfaas.core.supervisor import (
@@ -172,6 +172,7 @@ class Pool:
         host: str,
         container: ContainerTask | None = None,
         owner: Owner = Owner(),  # noqa: B008 - a constant
+        steps: Steps | None = None,
     ) -> tuple[Worker, WorkerProcess, LeaseOnNode]:
         """Start the worker of a lease with a library that is here.
 
@@ -180,6 +181,7 @@ class Pool:
             host: the address where it listens, if it does.
             container: what it runs in, at level `container`.
             owner: whose the lease is; a worker that was kept for him is taken.
+            steps: what was done for the request so far.
 
         Raises:
             LibraryMissingError: the library is not here; send it.
@@ -203,6 +205,7 @@ class Pool:
         worker = self._supervisor.start(request.lease)
         process = self._process(worker.number, request, lease, transport)
         self._processes[worker.number] = process
+        process.steps = steps or process.steps
         if transport == "verbs":
             process.account = self._accounts.open(host, len(lease.cpus))
         if lease.gpus or lease.claims.shared:  # it would hold them on, or be in others' way
@@ -238,6 +241,7 @@ class Pool:
             turns=len(lease.places) if lease.claims.shared else 0,
         )
         process.turns = self._turns.open(lease.places) if task.turns else []
+        process.steps.done("open")
         try:
             kept = await self._keep.take(shape, owner, order)
             process.was_kept = kept is not None
@@ -245,7 +249,7 @@ class Pool:
             process.output = (process.spare and process.spare.output) or Output(
                 aloud=self._config.name == PRIVATE
             )
-            self.outputs.keep(request.lease, process.output)
+            self.outputs.keep(request.lease, worker.number, process.output)
             await asyncio.wait_for(
                 process.start(
                     self._zygote, order, task, library_fd, lambda d: self._died(worker, d)
@@ -403,7 +407,7 @@ class Pool:
                 self._zygote.kill(process.pid)
             return
         log.info("lease %s: worker %d is kept", worker.lease[:8], process.pid)
-        self.outputs.end(worker.lease)
+        self.outputs.end(worker.lease, worker.number)
         self._keep.add(worker.number, *left, shape, owner.name, worker.lease)
         self._finish(worker, process, "its lease is over")
 
@@ -418,8 +422,8 @@ class Pool:
 
     def _died(self, worker: Worker, death: WorkerDied | None) -> None:
         process = self._processes[worker.number]
-        self.outputs.end(worker.lease)
-        output = self.outputs.tail(worker.lease) or b""
+        self.outputs.end(worker.lease, worker.number)
+        output = self.outputs.tail(worker.lease, worker.number)
         text = "its zygote is gone"
         if death is not None:
             text = f"the worker died: {exit_text(death, output, process.limits)}"
@@ -431,6 +435,7 @@ class Pool:
 
     def _finish(self, worker: Worker, process: WorkerProcess, text: str) -> None:
         usage = self._usage(worker.lease)
+        self.outputs.end(worker.lease, worker.number)  # also of one that was never started
         del self._processes[worker.number]
         self._shapes.pop(worker.number, None)
         self._do(self._supervisor.exited(worker, text, usage, self._clock.monotonic_s()))

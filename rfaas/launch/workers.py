@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from msgspec.structs import replace
 
+from rfaas.clock import Steps
 from rfaas.control.aio import AsyncLink, no_silent_end
 from rfaas.core.accounting import Counts, counts_of, summed, usage_of
 from rfaas.errors import (
@@ -256,7 +257,8 @@ class WorkerProcess:
         self.turns: list[int] = []  # of its lanes, until it has them
         self.functions: list[str] = []
         self.endpoint: Endpoint | None = None
-        self.steps_ns: dict[str, int] = {}
+        self.steps = Steps()  # of its start, in the executor; the one who was asked began it
+        self._own_steps_ns: dict[str, int] = {}  # of that, its own
         self.rings_fd = -1
         self.account: Account | None = None  # what it tells over RDMA, lent by the pool
         self.meter: Meter | None = None  # where its function may be a stranger's
@@ -317,6 +319,8 @@ class WorkerProcess:
             zygote.kill(self.pid)
         if self.output and self.output.fd >= 0 and self.spare is not None:  # it was kept
             fds = [*fds, self.output.fd]
+        # Before it is sent: the worker's own steps are then surely part of the next one.
+        self.steps.done("hand_over" if self.spare is not None else "fork")
         self._link.send(task, fds)
         self._drop_turns()
         if self.output:
@@ -332,6 +336,9 @@ class WorkerProcess:
                     if self.meter is not None and is_kept:
                         self.meter.follow(message.inside)
                     if not message.more:
+                        self.steps.done("wake")
+                        own_ns = sum(self._own_steps_ns.values())  # as it says itself
+                        self.steps.ns["wake"] -= min(own_ns, self.steps.ns["wake"])
                         listen = self._listen(self._link, zygote, is_kept=is_kept)
                         self._listening = asyncio.create_task(listen)
                         return
@@ -357,8 +364,14 @@ class WorkerProcess:
             raise LibraryError("the worker tells of functions without end")
         if len(self.functions) > wire.FUNCTIONS_MAX:  # a constructor can say anything
             raise LibraryError("the worker tells of more functions than there can be")
-        self.steps_ns = message.steps_ns
+        self._own_steps_ns = message.steps_ns
         self.endpoint = message.endpoint
+
+    def steps_ns(self) -> dict[str, int]:
+        """Each step of its start, by name, up to now: together they are all of it."""
+        self.steps.done("reply")
+        node = {f"node.{step}": ns for step, ns in self.steps.ns.items()}
+        return node | {f"worker.{step}": ns for step, ns in self._own_steps_ns.items()}
 
     def look(self) -> None:
         """It is about to be killed: what lives of it now is counted for the last time."""

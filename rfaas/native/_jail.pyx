@@ -16,6 +16,12 @@ cdef extern from "jail.h" nogil:
     void jail_forget()
     int jail_drop(const char **what)
     int jail_landlock_abi()
+    struct jail_rights:
+        unsigned long files
+        unsigned long net
+        unsigned long scoped
+        size_t bytes
+    jail_rights jail_landlock_rights(int abi)
     int jail_landlock(const char **devices, size_t count, const char **what)
     unsigned JAIL_DEVICES
     int jail_seccomp(unsigned opens, const char **what)
@@ -173,6 +179,12 @@ def drop():
 def landlock_abi():
     """The kernel's version of Landlock; 0: it has none, or it is switched off."""
     return max(0, jail_landlock_abi())
+
+
+def landlock_rights(int abi):
+    """What is refused at an ABI: bits of files, of TCP, of what lies outside; and its record's size."""
+    cdef jail_rights rights = jail_landlock_rights(abi)
+    return rights.files, rights.net, rights.scoped, rights.bytes
 
 
 def landlock(devices=()):

@@ -113,7 +113,9 @@ cdef class Lane:
 
 cdef object again(object failure):
     """The same error once more: each raise gets a traceback of its own."""
-    return type(failure)(failure.text, hint=failure.hint)
+    cdef object made = type(failure)(failure.text, hint=failure.hint)
+    made.__dict__.update(failure.__dict__)
+    return made
 
 
 cdef object nonsense():

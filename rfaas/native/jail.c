@@ -55,10 +55,6 @@ struct mount_attributes {
     uint64_t set, clear, propagation, userns_fd;
 };
 
-struct ruleset {
-    uint64_t files, net, scoped;
-};
-
 struct rule_path_beneath {
     uint64_t allowed;
     int32_t parent_fd;
@@ -265,20 +261,31 @@ static int allow(int set, const char *path, uint64_t access) {
     return error;
 }
 
+/* The lowest bits, so many: rights are numbered as they came to be. */
+#define FIRST(count) ((1ULL << (count)) - 1)
+
+struct jail_rights jail_landlock_rights(int abi) {
+    static const struct jail_rights known[] = {
+        {0, 0, 0, 0},
+        {FIRST(13), 0, 0, 8},                 /* Linux 5.13 */
+        {FIRST(14), 0, 0, 8},                 /* 5.19: refer */
+        {FIRST(15), 0, 0, 8},                 /* 6.2: truncate */
+        {FIRST(15), FIRST(2), 0, 16},         /* 6.7: bind and connect TCP */
+        {FIRST(16), FIRST(2), 0, 16},         /* 6.10: ioctl of devices */
+        {FIRST(16), FIRST(2), FIRST(2), 24},  /* 6.12: abstract sockets, signals */
+    };                                        /* 7, 6.15: what is logged, and nothing else */
+    const int newest = (int)COUNT_OF(known) - 1;
+    return known[abi < 0 ? 0 : abi > newest ? newest : abi];
+}
+
 int jail_landlock(const char *const *devices, size_t count, const char **what) {
-    /* What each ABI knows to refuse: landlock(7).  All is handled, and so refused. */
-    static const int file_rights[] = {0, 13, 14, 15, 15, 16};
     const int abi = jail_landlock_abi();
     if (abi < 1)
         return failed(what, "ask for Landlock");
-    const int known = abi < (int)COUNT_OF(file_rights) ? abi : (int)COUNT_OF(file_rights) - 1;
-    const struct ruleset rules = {
-        .files = (1ULL << file_rights[known]) - 1,
-        .net = abi >= 4 ? 3 : 0,    /* bind and connect */
-        .scoped = abi >= 6 ? 3 : 0, /* abstract sockets, signals */
-    };
-    const size_t size = abi >= 6 ? 24 : abi >= 4 ? 16 : 8;
-    const int set = (int)syscall(SYS_landlock_create_ruleset, &rules, size, 0);
+    /* All that it knows is handled, and so refused where no rule allows it.  SAFETY: the kernel
+     * reads the first `bytes` of it, which are the fields of its own record in the same order. */
+    const struct jail_rights rules = jail_landlock_rights(abi);
+    const int set = (int)syscall(SYS_landlock_create_ruleset, &rules, rules.bytes, 0);
     if (set < 0)
         return failed(what, "make a Landlock ruleset");
     int error = allow(set, "/", ACCESS_EXECUTE | ACCESS_READ_FILE | ACCESS_READ_DIR);

@@ -7,6 +7,7 @@
 #define RFAAS_JAIL_H
 
 #include <stddef.h>
+#include <stdint.h>
 #include <sys/types.h>
 
 /* fork(2) into new namespaces: CLONE_NEW*, less CLONE_NEWTIME; and, unless `group` is -1, born in
@@ -35,6 +36,16 @@ int jail_drop(const char **what);
 
 /* The ABI of the kernel's Landlock, or -1. */
 int jail_landlock_abi(void);
+
+/* What Landlock of an ABI knows to refuse, in files, of TCP, and of what lies outside; `bytes` are
+ * those of its ruleset, struct landlock_ruleset_attr. */
+struct jail_rights {
+    uint64_t files, net, scoped;
+    size_t bytes;
+};
+
+/* Of an ABI that is newer than we know: what the newest known to us refuses; of 0 or less: none. */
+struct jail_rights jail_landlock_rights(int abi);
 
 /* Reading and executing beneath / alone, and writing to and controlling the `count` `devices`; no
  * TCP port, no socket or signal outside. */

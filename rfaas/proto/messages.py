@@ -39,12 +39,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, field
 
 from rfaas import __version__
 from rfaas.proto.wire import SECRET_BYTES
 
-PROTOCOL_VERSION = 5
+PROTOCOL_VERSION = 6
 FRAME_BYTES_MAX = 64 * 1024
 LIBRARY_PART_BYTES_MAX = 48 * 1024  # leaves room for the frame's other fields
 LIBRARY_LENT_BYTES_MAX = 1024 * 1024  # of a part over RDMA, locked in memory at either end
@@ -228,7 +228,10 @@ class Usage(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class JoinNode(Message, frozen=True):
-    """An executor offers its node; `incarnation` is random per start of the executor."""
+    """An executor offers its node; `incarnation` is random per start of the executor.
+
+    `lacks` has the parts that levels are without there, of those that are without any.
+    """
 
     node: Name
     address: Address
@@ -237,6 +240,9 @@ class JoinNode(Message, frozen=True):
     memory_bytes: Bytes
     isolation: Annotated[tuple[Name, ...], Meta(max_length=16)]
     leases: Annotated[tuple[LeaseId, ...], Meta(max_length=LEASES_PER_JOIN_MAX)] = ()
+    lacks: Annotated[dict[Name, tuple[Name, ...]], Meta(max_length=16)] = field(
+        default_factory=dict
+    )
     gpus: Gpus = 0
     oversubscribe: Annotated[int, Meta(ge=1, le=64)] = 1
 
@@ -293,6 +299,7 @@ class LeaseReport(Struct, frozen=True, kw_only=True):
     usage: Usage = Usage()
     gpus: int = 0
     shared: bool = False
+    lacks: tuple[Name, ...] = ()  # of its level, at its node
 
 
 class ListNodes(Message, frozen=True):
@@ -416,7 +423,8 @@ class WorkerStarted(Message, frozen=True):
     """The worker serves.  What its transport offers to the client comes along, or `endpoint`.
 
     `functions` are the names in order of their index; where they do not fit
-    into one frame, `more` is set and `ListFunctions` brings the rest.
+    into one frame, `more` is set and `ListFunctions` brings the rest.  `steps_ns` are those of
+    its start, by name, which together took as long as the answer did.
     """
 
     worker: Count

@@ -120,14 +120,23 @@ class Activity(Message, frozen=True):
 
 
 class GetOutput(Message, frozen=True):
-    """Ask for the end of what a lease's latest worker wrote, from byte `start` of it on."""
+    """Ask for the end of what a worker of a lease wrote, from byte `start` of all that it did on.
+
+    It is the oldest one of which something is kept, from number `worker` on.
+    """
 
     lease: LeaseId
+    worker: Count = 0
     start: Count = 0
 
 
 class WorkerOutput(Message, frozen=True):
-    """A part of it; `more` when another follows."""
+    """A part of what `worker` wrote: from byte `start` on, which is the first that is kept where
+    an earlier one was asked for, of the `end` that there are so far; `later` is the lease's next
+    worker of which something is kept, 0 for none."""
 
+    worker: Count
     data: Annotated[bytes, Meta(max_length=OUTPUT_BYTES_MAX)]
-    more: bool = False
+    start: Count
+    end: Count
+    later: Count = 0

@@ -5,17 +5,20 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO
 
 from msgspec.structs import replace
 
+from rfaas import terminal
 from rfaas.client import Session
 from rfaas.config import Config
 from rfaas.errors import (
     OutputTooLargeError,
     PayloadTooLargeError,
     UsageError,
+    WorkerCrashedError,
 )
 from rfaas.proto import wire
 from rfaas.units import format_bytes, format_ns
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     import argparse
 
 READ_BYTES = 1 << 20  # of an input at once
+LAST_BYTES_MAX = 4096  # of what a function printed, when it crashes
 
 
 def run(config: Config, options: argparse.Namespace) -> int:
@@ -34,7 +38,7 @@ def run(config: Config, options: argparse.Namespace) -> int:
     # The configured size is what a lane is made for; one call knows what it needs.
     lane = replace(config.lane, slot_bytes=max(config.lane.slot_bytes, len(data)))
     started = time.monotonic_ns()
-    with Session(replace(config, lane=lane)) as session:
+    with Session(replace(config, lane=lane)) as session, _crash_explained(session):
         session.progress = lambda text: print(f"rfaas: {text}", file=sys.stderr, flush=True)
         connected = time.monotonic_ns()
         with session.lease(library=options.library) as lease:
@@ -55,6 +59,42 @@ def run(config: Config, options: argparse.Namespace) -> int:
                 steps = (connected - started, leased - connected, first - leased)
                 print(_stats(session.where, steps, times), file=sys.stderr)
     return 0
+
+
+@contextmanager
+def _crash_explained(session: Session) -> Iterator[None]:
+    """Show the end of what a function printed that crashes, and say how to see all of it.
+
+    A private executor has passed it on already, and is about to be gone.
+    """
+    try:
+        yield
+    except WorkerCrashedError as error:
+        if session.where == "private" or not error.lease:
+            raise
+        if error.output:
+            sys.stderr.write(_last_words(error.output))
+        raise WorkerCrashedError(
+            error.text, hint=f"what it printed: rfaas logs {error.lease}{_flag(session)}"
+        ) from None
+
+
+def _last_words(output: bytes) -> str:
+    """The end of what a function printed, each line of it marked as such."""
+    text = output[-LAST_BYTES_MAX:].decode("utf-8", "backslashreplace")
+    lines = text.strip("\n").split("\n")
+    if len(output) > LAST_BYTES_MAX and len(lines) > 1:
+        lines[0] = "..."
+    marked = "".join(f"function: {line}\n" for line in lines)
+    return terminal.shown(marked, sys.stderr)
+
+
+def _flag(session: Session) -> str:
+    """What a command line needs beside, to ask the same one."""
+    client = session.config.client
+    if client.executor:
+        return f" --executor {client.executor}"
+    return f" --resource-manager {client.resource_manager}" if client.resource_manager else ""
 
 
 def _read_input(name: str | None) -> bytes:

@@ -19,7 +19,7 @@ from contextlib import suppress
 from msgspec.structs import replace
 
 from rfaas import __version__, addresses
-from rfaas.clock import Clock
+from rfaas.clock import Clock, Steps
 from rfaas.config import ContainerConfig, ControlConfig, ExecutorConfig
 from rfaas.control import aio, cluster_key
 from rfaas.control.aio import AsyncLink, Listener
@@ -119,7 +119,8 @@ class Executor:
     ) -> asyncio.Task[None] | None:
         """Serve: at the configured address, or `private` alone (the task ends with that link)."""
         levels = await self._pool.offered()
-        self._node = replace(self._node, isolation=levels, gpus=len(self._pool.gpus))
+        lacks = {level: lacks for level in levels if (lacks := self._pool.lacks(level))}
+        self._node = replace(self._node, isolation=levels, lacks=lacks, gpus=len(self._pool.gpus))
         if private is not None:
             self._authority = OwnAuthority(self._node, self._clock)
             return self.listener.adopt(private)
@@ -181,7 +182,7 @@ class Executor:
     def _exited(self, lease: str, worker: int, text: str) -> None:
         client = self._clients.get(lease)
         if client is not None:
-            output = (self._pool.outputs.tail(lease) or b"")[-m.OUTPUT_BYTES_MAX :]
+            output = self._pool.outputs.tail(lease, worker)[-m.OUTPUT_BYTES_MAX :]
             client.notify(m.WorkerExited(lease=lease, worker=worker, text=text, output=output))
 
     def _over(self, over: Over) -> None:
@@ -345,6 +346,7 @@ class Executor:
     async def _start_worker(
         self, client: Client, request: m.StartWorker
     ) -> tuple[m.WorkerStarted, tuple[int, ...]]:
+        steps = Steps()
         if request.opens is not None:
             await self._open(client, request.opens, request.lease)
         carrier = transport(fitting(request.transport, client.link.passes_fds))
@@ -354,9 +356,11 @@ class Executor:
             text = f"node {self._config.name} cannot serve over {carrier.name}: {error.text}"
             raise type(error)(text, hint=error.hint) from None
         container = await self._container(request.lease)
+        if container is not None:
+            steps.done("image")
         owner = owner_of(client.link, request, self._authority.owns)
         worker, process, lease = await self._pool.start(
-            request, carrier.name, host, container, owner
+            request, carrier.name, host, container, owner, steps
         )
         log.info(
             "lease %s: worker %d, isolation %s, serves %d lanes on processors %s",
@@ -377,7 +381,7 @@ class Executor:
             functions=names,
             more=more,
             endpoint=process.endpoint,
-            steps_ns=process.steps_ns,
+            steps_ns=process.steps_ns(),
             isolation=lease.claims.isolation,
             kept=process.was_kept,
             lacks=self._pool.lacks(lease.claims.isolation),
@@ -401,11 +405,10 @@ class Executor:
     def _output(self, client: Client, request: GetOutput) -> WorkerOutput:
         # Its own client may read it, and who may open our socket's file: the executor's user.
         known = request.lease in client.leases or client.link.passes_fds
-        written = self._pool.outputs.tail(request.lease) if known else None
+        written = self._pool.outputs.part(request) if known else None
         if written is None:
             raise UsageError(f"lease {request.lease[:8]} has had no worker on this node")
-        end = request.start + m.OUTPUT_BYTES_MAX
-        return WorkerOutput(data=written[request.start : end], more=len(written) > end)
+        return written
 
     def _functions(self, request: m.ListFunctions) -> m.Functions:
         process = self._pool.process(request.lease)

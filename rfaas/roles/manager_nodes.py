@@ -75,6 +75,7 @@ class Nodes:
         state.tick()  # what ended because a new incarnation does not serve it; who waits for it
         peer.node = asked.node
         state.executors[asked.node] = peer
+        state.lacks[asked.node] = asked.lacks
         state.commits.soon()
         log.info(
             "node %s joined %s with %d cores at %s, %d leases kept, %d revoked",
@@ -164,6 +165,7 @@ class Nodes:
         state.keeper.mark_gone(node)
         state.emit("node-removed", node=node)
         log.info("node %s removed", node)
+        state.lacks.pop(node, None)
         executor = state.executors.pop(node, None)
         if executor is not None:
             text = f"node {node} was removed"

@@ -33,7 +33,8 @@ class Reports:
 
     def leases(self, asked: messages.ListLeases) -> messages.Leases:
         state = self._state
-        found = state.ledger.leases(state.now_s(), asked.all, after=asked.after, most=PAGE_MAX + 1)
+        leases = state.ledger.leases(state.now_s(), asked.all, asked.after, PAGE_MAX + 1)
+        found = list(map(state.told, leases))
         page = found[: fitting(found)]
         return messages.Leases(leases=tuple(page), more=len(page) < len(found))
 

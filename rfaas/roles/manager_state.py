@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from msgspec.structs import replace
+
 from rfaas.clock import Clock
 from rfaas.config import ResourceManagerConfig
 from rfaas.control.aio import AsyncLink
@@ -23,6 +25,7 @@ from rfaas.core.meters import Meters
 from rfaas.errors import InternalError, PeerLostError
 from rfaas.failpoints import reach
 from rfaas.proto import messages
+from rfaas.proto.messages import LeaseReport
 from rfaas.store import Store
 from rfaas.store.committer import Committer
 from rfaas.store.keeper import Keeper
@@ -73,6 +76,7 @@ class State:
         self.events = Events()
         self.meters = Meters()
         self.executors: dict[str, Peer] = {}  # by node
+        self.lacks: dict[str, dict[str, tuple[str, ...]]] = {}  # by node that has joined, by level
         self.owners: dict[str, Peer] = {}  # by lease
         self.waiting: dict[str, tuple[asyncio.Future[Lease], Peer]] = {}  # by lease to be
         self.granted = 0
@@ -83,6 +87,11 @@ class State:
 
     def now_s(self) -> float:
         return self.clock.monotonic_s()
+
+    def told(self, report: LeaseReport) -> LeaseReport:
+        """With what the lease's level lacks at its node, if that has joined since we started."""
+        lacks = self.lacks.get(report.node, {}).get(report.isolation, ())
+        return replace(report, lacks=lacks) if lacks else report
 
     def emit(
         self, kind: str, lease: Lease | None = None, *, node: str = "", cause: str = ""

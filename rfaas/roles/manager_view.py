@@ -116,7 +116,8 @@ class View:
     def leases(
         self, ended: bool = False, after: str = "", most: int | None = None
     ) -> list[LeaseReport]:
-        return self._state.ledger.leases(self._state.now_s(), ended, after, most)
+        found = self._state.ledger.leases(self._state.now_s(), ended, after, most)
+        return list(map(self._state.told, found))
 
     def lease(self, lease: str) -> LeaseReport:
         found = self._state.ledger.find(lease)
@@ -124,7 +125,7 @@ class View:
             raise LeaseEndedError(
                 f"lease {lease} is unknown", hint="`rfaas leases --all` lists them"
             )
-        return found.report(self._state.now_s())
+        return self._state.told(found.report(self._state.now_s()))
 
     async def bills(
         self, since: str, until: str, client: str, after: tuple[str, str], most: int

@@ -9,10 +9,10 @@ from __future__ import annotations
 import mmap
 import os
 import select
-import time
 from typing import NamedTuple
 
 from rfaas import sandbox
+from rfaas.clock import Steps
 from rfaas.control.link import Link
 from rfaas.core.elf import read_functions
 from rfaas.errors import PeerLostError, ProtocolError, RfaasError, SystemCallError
@@ -73,7 +73,7 @@ def _rehearse() -> None:
     """Go through a start with no lease: what a fork touches is copied first, so it is done now."""
     task = LoadLibrary(ring_bytes=0, cpus=(0,), hot_timeout_ms=0, isolation="none")
     decode(encode(task)[LENGTH.size :])
-    steps = _Steps()
+    steps = Steps()
     steps.done("")
     encode(LibraryLoaded(functions=("",), steps_ns=steps.ns))
 
@@ -110,7 +110,7 @@ def _leave(link: Link, lanes: Served, message: LeaveLanes) -> LoadLibrary:
 
 def _load(link: Link, task: LoadLibrary, kept: Loaded | None) -> tuple[Loaded, Served]:
     """Serve a task, with the library that an earlier one has loaded if there was one."""
-    steps = _Steps()
+    steps = Steps()
     fds = link.take_fds()
     library_fd, rings_fd, account_fd = fds[:3]
     turns = tuple(fds[3 : 3 + task.turns])  # the lanes' from here on
@@ -143,7 +143,7 @@ def _load(link: Link, task: LoadLibrary, kept: Loaded | None) -> tuple[Loaded, S
     return loaded, lanes
 
 
-def _load_library(task: LoadLibrary, library_fd: int, steps: _Steps) -> Loaded:
+def _load_library(task: LoadLibrary, library_fd: int, steps: Steps) -> Loaded:
     if not os.path.exists("/proc/self/fd"):
         raise SystemCallError(
             "this node has no /proc, through which workers load libraries from memory",
@@ -179,16 +179,3 @@ def _lanes_hint(rings_fd: int, lanes: int) -> str:
         f"each of the {lanes} lanes is a thread: is the node's limit of them "
         "(`ulimit -u`, pids.max) reached, or its memory?"
     )
-
-
-class _Steps:
-    """How long each step of the start took."""
-
-    def __init__(self) -> None:
-        self.ns: dict[str, int] = {}
-        self._last = time.monotonic_ns()
-
-    def done(self, step: str) -> None:
-        now = time.monotonic_ns()
-        self.ns[step] = now - self._last
-        self._last = now

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -15,13 +17,20 @@ RFAAS = Path(__file__).resolve().parents[2] / "rfaas.py"
 STATS = {"min", "median", "p99"}
 
 
-def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+def bench(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
     command = [str(RFAAS), "bench", "--executor", "private", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
+    return subprocess.run(
+        command,
+        env=os.environ | environ,
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
 
 
-def report(*arguments: str) -> dict[str, object]:
-    done = bench(*arguments, "--json")
+def report(*arguments: str, **environ: str) -> dict[str, object]:
+    done = bench(*arguments, "--json", **environ)
     assert (done.returncode, done.stderr) == (0, "")
     found: dict[str, object] = json.loads(done.stdout)
     return found
@@ -48,11 +57,43 @@ def test_warm_over_verbs(rdma_ends: tuple[End, End]) -> None:
     assert {"raw_rtt_ns", "warm_rtt_ns", "python_rtt_ns", "ratio"} <= set(found)
 
 
-def test_warm_and_cold() -> None:
+def test_warm() -> None:
     assert {"raw_rtt_ns", "warm_rtt_ns", "python_rtt_ns"} <= set(report("warm", "--calls", "20"))
-    found = report("cold", "--calls", "2")
-    assert isinstance(found["steps_ms"], dict)
-    assert {"request", "connect", "start_worker", "first_call"} <= set(found["steps_ms"])
+
+
+CLIENTS = {"request", "connect", "start_worker", "open_lanes", "first_call", "link"}
+NODES = {"node.open", "node.wake", "node.reply"}
+FORKED = {"worker.confine", "worker.read_functions", "worker.load", "worker.start_lanes"}
+KEPT = {"worker.engine", "worker.confine", "worker.load", "worker.start_lanes"}
+
+
+@pytest.mark.parametrize("pool", ["0", "1"])
+@pytest.mark.parametrize(
+    ("level", "workers"),
+    [("none", FORKED), ("process", FORKED), ("sandbox", FORKED), ("bubblewrap", KEPT)],
+)
+def test_cold(level: str, workers: set[str], pool: str) -> None:
+    """Each step by its name, at the level that was asked for; with and without waiting workers."""
+    if level == "bubblewrap" and shutil.which("bwrap") is None:
+        pytest.skip("bwrap is missing: apt-get install bubblewrap")
+    found = report("cold", "--calls", "2", "--isolation", level, RFAAS_SANDBOX_POOL=pool)
+    assert (found["isolation"], found["rounds"], found["pause_ms"]) == (level, 2, 50)
+    assert_stats(found["total_ms"])
+    steps = found["steps_ms"]
+    assert isinstance(steps, dict)
+    begun = set(steps) & {"node.fork", "node.hand_over"}  # one waits, if it was there in time
+    assert begun
+    if pool == "0" or level == "bubblewrap":
+        assert begun == {"node.fork"}
+    assert set(steps) - begun == CLIENTS | NODES | workers
+    for figures in steps.values():
+        assert_stats(figures)
+
+
+def assert_stats(figures: object) -> None:
+    assert isinstance(figures, dict)
+    assert set(figures) == STATS
+    assert 0 < figures["min"] <= figures["median"] <= figures["p99"]
 
 
 def test_throughput() -> None:
@@ -97,6 +138,14 @@ def test_table() -> None:
         (
             ["throughput", "--inflight", "4096"],
             "--inflight: value is out of bounds (4096), 1 to 4095",
+        ),
+        (
+            ["cold", "--pause-ms", "-1"],
+            "--pause-ms: value is out of bounds (-1), 0 to 60000 is allowed",
+        ),
+        (
+            ["cold", "--pause-ms", "60001"],
+            "--pause-ms: value is out of bounds (60001), 0 to 60000 is allowed",
         ),
     ],
 )

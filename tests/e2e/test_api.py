@@ -404,3 +404,30 @@ def test_what_a_lease_says_of_itself(session: Session, shipped: Path) -> None:
         assert len(lease.cpus) == 2
         assert {"echo", "thumbnail"} <= set(lease.functions)
         assert {"connect", "start_worker", "open_lanes"} <= set(lease.steps_ns)
+
+
+def test_the_steps_of_a_start_are_all_of_it(session: Session, hostile: Path) -> None:
+    """Whoever takes them; also of a worker that comes after one that crashed."""
+    with session.lease(cores=2, library=hostile) as lease:
+        assert_whole(lease.steps_ns)
+        assert "send_library" in lease.steps_ns
+        with pytest.raises(WorkerCrashedError):
+            lease.call("crash_abort")
+        before = dict(lease.steps_ns)
+        lease.call("empty_output")
+        assert_whole(lease.steps_ns)
+        assert "send_library" not in lease.steps_ns
+        assert lease.steps_ns["start_worker"] != before["start_worker"]
+
+
+def assert_whole(steps_ns: dict[str, int]) -> None:
+    outer = {"request", "connect", "start_worker", "open_lanes"}
+    assert outer <= set(steps_ns)
+    parts = {step: ns for step, ns in steps_ns.items() if step not in outer}
+    assert all(ns > 0 for ns in parts.values())
+    assert sum(parts.values()) == steps_ns["start_worker"]
+    assert {step.partition(".")[0] for step in parts} - {"send_library"} == {
+        "link",
+        "node",
+        "worker",
+    }

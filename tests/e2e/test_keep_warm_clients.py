@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,10 @@ from rfaas.proto.messages import (
     WorkerStarted,
 )
 from rfaas.proto.proof import prove
+from tests.e2e.test_hostile import answers
+from tests.e2e.test_lacks import NO_CGROUPS
+from tests.functions.build import build_library
+from tests.harness.hostile import over
 from tests.harness.processes import endpoints_of, until, workers_of
 from tests.harness.rdma import End
 from tests.harness.site import Site
@@ -176,6 +181,40 @@ def test_each_lease_has_a_bill_of_its_own(site: Site, counter: Path) -> None:
         assert [(lease, before[lease].calls) for lease, _ in calls] == calls
         after = {one.lease: one.usage for one in session.leases(all=True)}
         assert before == after  # nobody is billed for what is kept
+
+
+@over_shm
+@pytest.mark.parametrize("grouped", [True, False], ids=["cgroup", "no-cgroup"])
+@pytest.mark.parametrize("what", ["zero", "ones"])
+def test_a_worker_that_forges_its_counts_lowers_no_later_bill(
+    site: Site, libraries: Path, what: str, grouped: bool
+) -> None:
+    """Its thread outlives the lease with it, and writes over the next one's counts as well."""
+    if not grouped and os.geteuid() != 0:
+        pytest.skip("root unmounts control groups")
+    attacks = build_library(libraries, "attacks")
+    site.set(executor__keep_warm_s=600.0, client__executor=site.address("executor"))
+    site.set(executor__keep_warm_s=600.0, lease__isolation="sandbox")
+    prefix = () if grouped else NO_CGROUPS
+    executor = site.start_unready("executor", "--resource-manager", "none", prefix=prefix)
+    assert "ready" in str(executor.lines.next())
+    with site.session(client__executor=site.address("executor")) as session:
+        with session.lease(library=attacks) as lease:
+            assert answers(lease, "forge_always", what) == {"page": "done", "thread": "done"}
+        for _ in range(2):
+            assert kept_by(session) == 1
+            begun_s = time.monotonic()
+            with session.lease(library=attacks) as lease:
+                assert lease.was_kept
+                for _ in range(20):
+                    answers(lease, "be_honest")
+                assert answers(lease, "forge_always", what)["page"] == "done"
+                for _ in range(20):
+                    answers(lease, "be_honest")
+            lasted_s = time.monotonic() - begun_s
+            found = until(lambda: over(executor.stderr, lease.id), "its bill in the log")
+            assert found["calls"] == 41
+            assert 0.27 <= found["executing_s"] + found["polling_s"] <= lasted_s + 0.05
 
 
 def kept_by_node(site: Site) -> object:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -41,14 +42,20 @@ def test_the_default_is_a_sandbox(site: Site, shipped: Path) -> None:
             assert (lease.isolation, lease.lacks) == ("none", ())
 
 
-@pytest.mark.parametrize("level", ["none", "process", "sandbox"])
+@pytest.mark.parametrize("level", ["none", "process", "sandbox", "bubblewrap"])
 def test_what_was_obtained_is_told(site: Site, shipped: Path, level: str) -> None:
+    """In the lease, in the node's status and in its log.  What is missing: test_lacks.py."""
+    if level == "bubblewrap" and shutil.which("bwrap") is None:
+        pytest.skip("bwrap is missing: apt-get install bubblewrap")
     executor = site.start("executor", "--resource-manager", "none")
     with site.session(client__executor=site.address("executor")) as session:
+        offered = str(session.status().facts["isolation"])
         with session.lease(library=shipped, isolation=level) as lease:
             assert lease.isolation == level
-            until(lambda: f"isolation {level}" in executor.stderr, "a line in the log")
-        assert level in str(session.status().facts["isolation"])
+            without = f" (without {', '.join(lease.lacks)})" if lease.lacks else ""
+            assert f"{level}{without}" in re.split(r", (?![^(]*\))", offered)
+            words = f", isolation {level}{without}, serves 1 lanes"
+            until(lambda: words in executor.stderr, "a line in the log")
 
 
 def test_levels_that_a_node_does_not_allow(site: Site, shipped: Path) -> None:

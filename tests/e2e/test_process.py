@@ -5,6 +5,7 @@ It promises to hold no stranger, but a bomb or a daemon of one lease is nobody e
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -85,6 +86,49 @@ def test_fork_bomb(node: Node, lease: Lease) -> None:
     assert 32 < len(node.strangers()) <= PROCESSES + 8
     lease.close()
     node.wait_until_gone()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="takes root: proc_pid_map_files(5)")
+def test_resizing_the_shared_memory(lease: Lease) -> None:
+    """A function that is root opens it by its mappings; it is sealed, and the client goes on."""
+    lines = bytes(lease.call("resize_memory")).decode().splitlines()
+    found = answers(lease, "resize_memory")
+    assert int(found["opened"]) >= 2  # the ring, and its counts
+    tries = [line for line in lines if line.split(":")[0] in ("grow", "allocate", "shrink", "cut")]
+    assert len(tries) == 4 * int(found["opened"])
+    assert {line.split(": ")[1] for line in tries} == {"EPERM"}
+    assert (found["files"], found["mremap"], found["behind"]) == ("0", "done", "SIGBUS")
+    assert set(answers(lease, "be_honest").values()) == {"done"}
+
+
+FILE_BYTES = 1 << 20
+
+
+@pytest.fixture
+def small_files(site: Site, attacks: Path) -> Iterator[Lease]:
+    """A lease of a node that allows no file more than FILE_BYTES, with control groups or not."""
+    site.set(sandbox__levels="process", sandbox__file_size=FILE_BYTES)
+    with site.private_session() as session, session.lease(1, attacks) as lease:
+        yield lease
+
+
+def test_a_file_that_grows_past_its_limit(small_files: Lease, tmp_path: Path) -> None:
+    """The last byte can be written, one more cannot; the function hears it, and goes on."""
+    file = tmp_path / "file"
+    found = answers(small_files, "overgrow_file", f"{file} {FILE_BYTES - 1}")
+    assert found == {"open": "done", "last": "done", "past": "EFBIG", "truncate": "EFBIG"}
+    assert file.stat().st_size == FILE_BYTES
+    assert answers(small_files, "be_honest")["clock"] == "done"
+
+
+def test_a_function_that_does_not_ignore_it(small_files: Lease, tmp_path: Path) -> None:
+    """It is killed by its signal, and its client hears of which limit."""
+    words = rf"SIGXFSZ \(File size limit exceeded\): its limit of {FILE_BYTES} bytes of a file is"
+    file = tmp_path / "file"
+    with pytest.raises(WorkerCrashedError, match=words):
+        answers(small_files, "overgrow_file", f"{file} {FILE_BYTES - 1} die")
+    assert file.stat().st_size == FILE_BYTES
+    assert answers(small_files, "be_honest")["clock"] == "done"
 
 
 @pytest.mark.parametrize("attack", ["daemonise", "fork_bomb"])

@@ -5,12 +5,13 @@
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
 #include <sched.h>
+#include <setjmp.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -24,48 +25,14 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "attack.h"
+#include "attack_bill.h"
+#include "memory.h"
 #include "rfaas.h"
 
 #define TRIES 200000
-#define MIB (1UL << 20)
 
 extern char **environ;
-
-typedef struct {
-    char *text;
-    size_t size, capacity;
-} report;
-
-static void say(report *to, const char *format, ...)
-{
-    va_list values;
-    va_start(values, format);
-    int size = vsnprintf(to->text + to->size, to->capacity - to->size, format, values);
-    va_end(values);
-    if (size > 0)
-        to->size += (size_t)size < to->capacity - to->size ? (size_t)size : 0;
-}
-
-/* "what: EPERM", or "what: done". */
-static void outcome(report *to, const char *what, long result)
-{
-    const char *name = result >= 0 ? "done" : strerrorname_np(errno);
-    say(to, "%s: %s\n", what, name ? name : "?");
-}
-
-#define ATTACK(name)                                                                      \
-    static void name##_try(report *to, const char *text);                                 \
-    RFAAS_FUNCTION(name)                                                                  \
-    {                                                                                     \
-        char text[4096] = "";                                                             \
-        report to = {call->res, 0, call->capacity};                                       \
-        memcpy(text, call->args, call->size < 4095 ? call->size : 4095);                  \
-        name##_try(&to, text);                                                            \
-        call->result_size = (uint32_t)to.size;                                            \
-        return 0;                                                                         \
-    }                                                                                     \
-    static void name##_try(__attribute__((unused)) report *to,                            \
-                           __attribute__((unused)) const char *text)
 
 ATTACK(ignore_term)
 {
@@ -178,6 +145,24 @@ ATTACK(fill_disk)
     outcome(to, "memfd_create", syscall(SYS_memfd_create, "x", 0));
 }
 
+/* Writes the byte at the place that follows the path, and the next one, which is one too many.
+ * With "die" behind, the signal that comes with that is not ignored. */
+ATTACK(overgrow_file)
+{
+    char path[4096], word[8] = "";
+    long last = 0;
+    if (sscanf(text, "%4095s %ld %7s", path, &last, word) < 2)
+        return;
+    if (!strcmp(word, "die"))
+        signal(SIGXFSZ, SIG_DFL);
+    int file = open(path, O_CREAT | O_WRONLY, 0600);
+    outcome(to, "open", file);
+    outcome(to, "last", pwrite(file, "x", 1, last));
+    outcome(to, "past", pwrite(file, "x", 1, last + 1));
+    outcome(to, "truncate", ftruncate(file, last + 2));
+    close(file);
+}
+
 ATTACK(flood_descriptors)
 {
     int last = 0, had = 0;
@@ -201,19 +186,66 @@ ATTACK(flood_output)
         pause();
 }
 
-/* Every descriptor that it has, to 8 GiB and to nothing. */
+static __thread sigjmp_buf back;
+
+static void go_back(int number)
+{
+    siglongjmp(back, number);
+}
+
+#define HUGE_BYTES (8L << 30)
+
+/* A memory file, by a page and to nothing, in each way that there is; never one of the disk. */
+static int resize(report *to, int fd)
+{
+    struct stat file;
+    if (fd < 0 || fstat(fd, &file) || !S_ISREG(file.st_mode) || file.st_nlink)
+        return 0;
+    outcome(to, "grow", ftruncate(fd, file.st_size + 4096));
+    outcome(to, "allocate", fallocate(fd, 0, file.st_size, 4096));
+    outcome(to, "shrink", ftruncate(fd, 0));
+    return 1;
+}
+
+/* The memory that it shares: by a descriptor, by what /proc has of it, and where it is mapped. */
 ATTACK(resize_memory)
 {
-    int found = 0;
-    for (int fd = 0; fd < 1024; fd++) {
-        struct stat file;
-        if (fstat(fd, &file) || !S_ISREG(file.st_mode))
+    int files = 0, opened = 0;
+    for (int fd = 0; fd < 1024; fd++)
+        files += resize(to, fd);
+    DIR *maps = opendir("/proc/self/map_files");
+    for (struct dirent *entry; maps && (entry = readdir(maps));) {
+        char target[256] = "";
+        if (readlinkat(dirfd(maps), entry->d_name, target, sizeof target - 1) < 0 ||
+            strncmp(target, "/memfd:rfaas-", 13))
             continue;
-        found++;
-        outcome(to, "grow", ftruncate(fd, 8L << 30));
-        outcome(to, "shrink", ftruncate(fd, 0));
+        int fd = openat(dirfd(maps), entry->d_name, O_RDWR);
+        if (!resize(to, fd))
+            continue;
+        opened++;
+        outcome(to, "cut", openat(dirfd(maps), entry->d_name, O_RDWR | O_TRUNC));
+        close(fd);
     }
-    say(to, "files: %d\n", found);
+    if (maps)
+        closedir(maps);
+    say(to, "files: %d\nopened: %d\n", files, opened);
+    /* Of size 0: a second mapping of the same memory, mremap(2); is there any behind its end? */
+    void *page = (void *)((uintptr_t)to->text & ~(PAGE - 1));
+    char *more = mremap(page, 0, HUGE_BYTES, MREMAP_MAYMOVE);
+    outcome(to, "mremap", more == MAP_FAILED ? -1 : 0);
+    if (more != MAP_FAILED) {
+        const struct sigaction ours = {.sa_handler = go_back};
+        struct sigaction before;
+        sigaction(SIGBUS, &ours, &before);
+        if (!sigsetjmp(back, 1)) {
+            more[HUGE_BYTES - 1] = 1;
+            say(to, "behind: done\n");
+        } else {
+            say(to, "behind: SIGBUS\n");
+        }
+        sigaction(SIGBUS, &before, NULL);
+        munmap(more, HUGE_BYTES);
+    }
 }
 
 ATTACK(trace)
@@ -288,69 +320,6 @@ ATTACK(use_bpf)
     outcome(to, "perf_event_open", syscall(SYS_perf_event_open, attributes, 0, -1, -1, 0));
     outcome(to, "userfaultfd", syscall(SYS_userfaultfd, 0));
     outcome(to, "keyctl", syscall(SYS_keyctl, 0, 0, 0, 0, 0));
-}
-
-static int is_mapped(uintptr_t page)
-{
-    unsigned char unused;
-    static int ends[2] = {-1, -1};
-    if (mincore((void *)page, 4096, &unused))
-        return 0;
-    /* Mapped, but readable? */
-    if (ends[0] < 0 && pipe(ends))
-        return 0;
-    if (write(ends[1], (void *)page, 1) != 1)
-        return 0;
-    return read(ends[0], &unused, 1) == 1;
-}
-
-static long search(uintptr_t from, uintptr_t to, const char *secret, size_t size)
-{
-    long found = 0;
-    for (uintptr_t page = from & ~4095UL; page < to; page += 4096)
-        if (is_mapped(page))
-            found += memmem((void *)page, 4096, secret, size) != NULL;
-    return found;
-}
-
-static int forged; /* what a page of counts is overwritten with */
-
-static void *forger(void *page)
-{
-    for (;; usleep(200))
-        memset(page, forged, 64);
-    return NULL;
-}
-
-static uint64_t now_ns(clockid_t clock)
-{
-    struct timespec now;
-    clock_gettime(clock, &now);
-    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
-
-/* Finds the page on which its lane counts: the second word is 0, no call failed; the seventh
- * when this call began.  It is overwritten from now on; then 300 ms of processor time are used.
- * `text` is "zero" or "ones". */
-ATTACK(forge_counts)
-{
-    uintptr_t here = (uintptr_t)to->text & ~4095UL;
-    uint64_t *page = NULL;
-    forged = strcmp(text, "ones") ? 0 : 0xff;
-    for (uintptr_t at = here - 256 * MIB; at < here + 256 * MIB && !page; at += 4096) {
-        uint64_t *words = (uint64_t *)at;
-        if (is_mapped(at) && words[1] == 0 && words[0] < 1000 &&
-            now_ns(CLOCK_MONOTONIC) - words[6] < 10000000000u)
-            page = words;
-    }
-    outcome(to, "page", page ? 0 : -1);
-    if (!page)
-        return;
-    pthread_t thread;
-    errno = pthread_create(&thread, NULL, forger, page);
-    outcome(to, "thread", errno ? -1 : 0);
-    while (now_ns(CLOCK_THREAD_CPUTIME_ID) < 300000000u)
-        memset(page, forged, 64);
 }
 
 /* `text` is the path of a file, then for each secret a line of it, each character plus one: what

@@ -90,12 +90,9 @@ class Node:
         """Return when the attack has no process left."""
         until(lambda: not self.strangers(), "the end of all that the attack started")
 
-    def ended(self, lease: str) -> dict[str, float] | None:
+    def ended(self, lease: str) -> dict[str, float]:
         """What the executor says that a lease has used, once it is over."""
-        for match in OVER.finditer(self.executor.stderr):
-            if match["lease"] == lease[:8]:
-                return {key: float(match[key]) for key in ("calls", "executing_s", "polling_s")}
-        return None
+        return over(self.executor.stderr, lease)
 
     def kill_zygote(self) -> None:
         """As a crash of it, or the kernel out of memory, would; the executor gives up then."""
@@ -109,6 +106,14 @@ class Node:
                 os.kill(self.pid, signal.SIGTERM)
             assert self.executor.wait() == self.status, self.executor.stderr
             assert groups_left(self.groups) == []
+
+
+def over(log: str, lease: str) -> dict[str, float]:
+    """What an executor's log says that a lease has used; empty where it is not over yet."""
+    for match in OVER.finditer(log):
+        if match["lease"] == lease[:8]:
+            return {key: float(match[key]) for key in ("calls", "executing_s", "polling_s")}
+    return {}
 
 
 def groups_left(part: str) -> list[str]:
