@@ -6,6 +6,7 @@ import logging
 import sys
 
 from rfaas.launch.service import is_journal, marked
+from rfaas.terminal import harmless
 
 _PRIORITIES = (  # from level, to syslog(3)'s priority
     (logging.CRITICAL, 2),
@@ -16,6 +17,31 @@ _PRIORITIES = (  # from level, to syslog(3)'s priority
 )
 
 
+class Quoting(logging.Filter):
+    """What is put into a line is often a stranger's word, such as what a client calls itself.
+
+    It stays a part of its line, and steers no terminal.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if isinstance(record.args, tuple):
+            record.args = tuple(
+                harmless(one).replace("\n", "\\n") if isinstance(one, str) else one
+                for one in record.args
+            )
+        return True
+
+
+class PlainFormatter(logging.Formatter):
+    """With time and level, for a terminal or a file."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+    def format(self, record: logging.LogRecord) -> str:
+        return harmless(super().format(record))
+
+
 class JournalFormatter(logging.Formatter):
     """No time and no level in words, which the journal keeps itself; each line has its priority."""
 
@@ -24,16 +50,14 @@ class JournalFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         priority = next(number for level, number in _PRIORITIES if record.levelno >= level)
-        return marked(priority, super().format(record))
+        return marked(priority, harmless(super().format(record)))
 
 
 def set_up(level: str) -> None:
     """Log to stderr from `level` ("info") on."""
     handler = logging.StreamHandler(sys.stderr)
-    if is_journal(2):
-        handler.setFormatter(JournalFormatter())
-    else:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.addFilter(Quoting())
+    handler.setFormatter(JournalFormatter() if is_journal(2) else PlainFormatter())
     # A line for each lease and none of these in it: without them it costs a third less,
     # docs.python.org, "Logging HOWTO", Optimization.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False

@@ -2,7 +2,13 @@
 #ifndef ATTACK_BILL_H
 #define ATTACK_BILL_H
 
+#include <pthread.h>
+#include <stdint.h>
+#include <time.h>
+#include <unistd.h>
+
 #include "attack.h"
+#include "memory.h"
 
 static int forged; /* what a page of counts is overwritten with */
 

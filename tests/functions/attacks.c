@@ -186,13 +186,6 @@ ATTACK(flood_output)
         pause();
 }
 
-static __thread sigjmp_buf back;
-
-static void go_back(int number)
-{
-    siglongjmp(back, number);
-}
-
 #define HUGE_BYTES (8L << 30)
 
 /* A memory file, by a page and to nothing, in each way that there is; never one of the disk. */
