@@ -4,6 +4,8 @@
     gpus.py, processors.py   what an executor lends
     facts.py     everything else that is looked at: asks the system, decides nothing
     checks.py    facts in, findings out: asks nothing
+    containers.py, images.py, gpus.py
+                 the same two for one subject each
     report.py    how both are shown
     hosts.py     the same from many nodes, over ssh or srun
     command.py   the two commands

@@ -195,6 +195,8 @@ def _image_mend(state: str, facts: Facts, wants: Wants) -> Iterator[str]:
     mend = {
         "unnamed": "podman images --digests    # NAME@sha256:DIGEST",
         "engine": "--set container.engine=runc",
+        "pattern": f"--set 'container.images={name}'    # beside the others",
+        "pull": "--set container.pull=missing",
         "no-layout": f"skopeo copy docker://NAME@{digest} oci:{place}",
         "missing": f"skopeo copy --preserve-digests SOURCE docker://{name}    # to push it",
         "denied": f"skopeo login --authfile {auth} {registry}",

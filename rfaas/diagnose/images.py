@@ -11,6 +11,7 @@ import os
 import shutil
 import stat
 import subprocess
+from fnmatch import fnmatchcase
 from typing import Any
 
 from rfaas.config import ContainerConfig
@@ -74,6 +75,9 @@ def _image(config: ContainerConfig, text: str) -> tuple[str, str]:
         image = parse(text)
     except UsageError as error:
         return "unnamed", error.text
+    before = str(image).partition("@")[0]
+    if not any(fnmatchcase(before, pattern) for pattern in config.images.split()):
+        return "pattern", f"this node takes {config.images or 'none'} (container.images)"
     installed = [name for name in ENGINES if shutil.which(name)]
     engine: str = config.engine
     if engine == "auto":
@@ -82,6 +86,8 @@ def _image(config: ContainerConfig, text: str) -> tuple[str, str]:
         if engine and engine not in OF_TREES:
             return "engine", f"{engine} runs no image from a layout"
         return _in_layout(image)
+    if engine == "docker" and config.docker_registry and "/" not in image.name:
+        image = image._replace(name=f"{config.docker_registry}/{image.name}")
     if engine in OF_TREES:
         if os.path.isdir(f"{config.store}/{image.digest.replace(':', '-')}/tree"):
             return "here", f"unpacked in {config.store}"
@@ -90,6 +96,8 @@ def _image(config: ContainerConfig, text: str) -> tuple[str, str]:
         status, lines = _run(command, STORE_TIMEOUT_S)
         if status == 0:
             return _judged("here", lines[-1] if lines else "", f"in {engine}'s store")
+    if config.pull == "never":
+        return "pull", "it is not on this node, which fetches none (container.pull)"
     return _in_registry(config, image)
 
 

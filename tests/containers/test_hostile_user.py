@@ -32,7 +32,6 @@ from tests.e2e.test_hostile import (
 from tests.harness import users
 from tests.harness.hostile import Node, made
 from tests.harness.images import Layout
-from tests.harness.site import Site
 
 __all__ = [
     "attacks",
@@ -54,14 +53,12 @@ __all__ = [
 
 
 @pytest.fixture(params=("bubblewrap", "runc"))
-def node(
-    request: pytest.FixtureRequest, site: Site, counter: Path, layout: Layout
-) -> Iterator[Node]:
+def node(request: pytest.FixtureRequest, counter: Path, layout: Layout) -> Iterator[Node]:
     """A node of a user that grants the level."""
-    equip(request, site, request.param)
-    users.give(site)
-    users.show(layout.path)
     level = "bubblewrap" if request.param == "bubblewrap" else "container"
-    for one in made(site, level, counter, users.program_for_all()):
-        assert one.neighbour.lacks == ("cgroup",)
-        yield one
+    with users.own_site() as site:
+        equip(request, site, request.param)
+        users.own_image(site, layout)
+        for one in made(site, level, counter, users.program_for_all()):
+            assert one.neighbour.lacks == ("cgroup",)
+            yield one

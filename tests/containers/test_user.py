@@ -26,11 +26,11 @@ mount_program = "/usr/bin/fuse-overlayfs"
 
 
 @pytest.fixture
-def user_site(site: Site) -> Iterator[Site]:
+def user_site() -> Iterator[Site]:
     """A site that belongs to another user; its clients are root."""
-    users.give(site)
-    yield site
-    users.take_back(site)
+    with users.own_site() as site:
+        yield site
+        users.take_back(site)
 
 
 @pytest.mark.parametrize("engine", [one for one in BASE if one != "crun"])
@@ -48,7 +48,7 @@ def test_call(request: pytest.FixtureRequest, user_site: Site, shipped: Path, en
         site.environ["CONTAINERS_STORAGE_CONF"] = str(store)
         site.set(container__registry_auth=auth)
     elif engine == "runc":
-        users.show(Path(site.environ["RFAAS_LEASE_IMAGE"].removeprefix("oci:").partition("@")[0]))
+        users.own_image(site, request.getfixturevalue("layout"))
     command = [
         *users.open_fuse(site.path),
         *users.program_for_all(),

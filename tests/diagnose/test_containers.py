@@ -102,6 +102,8 @@ def test_a_store_that_cannot_be_written() -> None:
         ("architecture", "podman build --platform linux/amd64"),
         ("unnamed", "podman images --digests"),
         ("engine", "--set container.engine=runc"),
+        ("pattern", "--set 'container.images=registry.example:5000/group/name'"),
+        ("pull", "--set container.pull=missing"),
     ],
 )
 def test_an_image_that_is_not_to_be_had(state: str, mends: str) -> None:
@@ -148,6 +150,28 @@ def test_layouts(tmp_path: Path) -> None:
 def test_an_image_that_was_unpacked(tmp_path: Path) -> None:
     (tmp_path / "store" / DIGEST.replace(":", "-") / "tree").mkdir(parents=True)
     assert image(tmp_path, IMAGE) == ("here", f"unpacked in {tmp_path}/store")
+
+
+@pytest.mark.parametrize(
+    ("state", "settings"), [("pattern", {"images": "oci:* other/*"}), ("pull", {"pull": "never"})]
+)
+def test_an_image_that_this_node_does_not_take(
+    tmp_path: Path, state: str, settings: dict[str, Any]
+) -> None:
+    config = ContainerConfig(engine="runc", store=str(tmp_path / "store"), **settings)
+    assert images.find(config, IMAGE).image == state
+
+
+def test_an_image_of_the_configured_registry(tmp_path: Path) -> None:
+    """Docker asks for a name without a registry there: nobody answers at that port."""
+    config = ContainerConfig(
+        engine="docker", store=str(tmp_path), docker_registry="127.0.0.1:1", registry_insecure=True
+    )
+    container = images.find(config, f"name@{DIGEST}")
+    if container.image == "unknown":
+        pytest.skip(container.image_said)  # no skopeo
+    assert container.image == "down"
+    assert "127.0.0.1:1" in container.image_said
 
 
 def test_files(tmp_path: Path) -> None:

@@ -40,10 +40,10 @@ def node(request: pytest.FixtureRequest, site: Site, counter: Path) -> Iterator[
     if not whose:
         yield from made(site, level, counter)
         return
-    users.give(site)
-    for one in made(site, level, counter, users.program_for_all()):
-        assert one.neighbour.lacks == ("cgroup",)
-        yield one
+    with users.own_site() as theirs:
+        for one in made(theirs, level, counter, users.program_for_all()):
+            assert one.neighbour.lacks == ("cgroup",)
+            yield one
 
 
 @pytest.fixture(scope="session")

@@ -6,11 +6,15 @@ import os
 import shutil
 import stat
 import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 import rfaas
+from tests.harness.images import Layout
 from tests.harness.site import Site
 
 USER = 1234  # nobody on this machine
@@ -47,22 +51,35 @@ def open_fuse(folder: Path) -> tuple[str, ...]:
     return (*own, f'mount --bind {node} /dev/fuse && exec "$0" "$@"')
 
 
-def give(site: Site) -> None:
-    """Make a site the user's; its clients stay root."""
+@contextmanager
+def own_site() -> Iterator[Site]:
+    """A site that is the user's; its clients stay root.
+
+    Not where pytest has all others: what pytest makes is root's alone, and it sees to that anew as
+    another one starts.
+    """
     if os.geteuid():
         pytest.skip("only root can be another user")
-    show(site.path)
-    site.runtime.mkdir()
-    for path in (site.path, site.runtime):
-        os.chown(path, USER, USER)
-    site.environ["XDG_RUNTIME_DIR"] = str(site.path)
+    path = Path(tempfile.mkdtemp(prefix="rfaas-", dir="/tmp"))
+    try:
+        site = Site(path)
+        site.runtime.mkdir()
+        for one in (path, site.runtime):
+            os.chown(one, USER, USER)
+        site.environ["XDG_RUNTIME_DIR"] = str(path)
+        try:
+            yield site
+        finally:
+            site.close()
+    finally:
+        shutil.rmtree(path)
 
 
-def show(path: Path) -> None:
-    """Let others find a folder that pytest made."""
-    shown = [path, *path.parents]
-    for one in shown[: shown.index(Path("/tmp")) if Path("/tmp") in shown else 1]:
-        one.chmod(0o755)
+def own_image(site: Site, layout: Layout) -> None:
+    """Have leases name a copy of an image that the user can read."""
+    path = site.path / "image"
+    shutil.copytree(layout.path, path)
+    site.set(lease__image=f"oci:{path}@{layout.digest}")
 
 
 def take_back(site: Site) -> None:
