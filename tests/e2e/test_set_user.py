@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,13 +13,20 @@ import pytest
 from tests.functions.build import FUNCTIONS, HERE, build_library
 from tests.harness.processes import Child, is_alive, wait_for_end
 from tests.harness.site import RFAAS, Site
-from tests.harness.users import give, program_for_all
+from tests.harness.users import own_site, program_for_all
 
 
 @pytest.fixture
-def program(site: Site) -> Path:
-    """One that becomes root, on a site of another user's."""
-    give(site)
+def user_site() -> Iterator[Site]:
+    """A site that belongs to another user; its clients are root."""
+    with own_site() as site:
+        yield site
+
+
+@pytest.fixture
+def program(user_site: Site) -> Path:
+    """One that becomes root."""
+    site = user_site
     target = site.path / "set_user"
     compile_ = ["cc", "-DPROGRAM", f"-I{FUNCTIONS}", "-o", str(target), str(HERE / "set_user.c")]
     subprocess.run(compile_, check=True)
@@ -31,8 +39,9 @@ def program(site: Site) -> Path:
 
 @pytest.mark.parametrize("level", ["none", "process"])
 def test_the_node_goes_on(
-    site: Site, counter: Path, libraries: Path, program: Path, level: str
+    user_site: Site, counter: Path, libraries: Path, program: Path, level: str
 ) -> None:
+    site = user_site
     library = build_library(libraries, "set_user")
     site.set(executor__resource_manager="none", executor__cores=2, lease__isolation=level)
     executor = Child(
