@@ -224,9 +224,9 @@ def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     bench.add_argument(
         "--pause-ms",
         type=int,
-        default=50,
+        default=0,
         metavar="N",
-        help="between two leases (50; 0: each as soon as the last one is given back); cold",
+        help="between two leases (0: each as soon as the last one is given back); cold",
     )
     bench.add_argument(
         "--ledger",

@@ -40,7 +40,6 @@ HOT_CALLS = 50_000
 HOT_CALLS_ONE_CPU = 100  # there each waits for the scheduler to change sides
 WARM_CALLS = 300
 COLD_ROUNDS = 15
-COLD_PAUSE_S = 0.05  # between two of them
 TEXT_COLUMNS = 68
 
 _LIBRARY = "functions/libfunctions.so"
@@ -129,7 +128,7 @@ def _measured(session: Session, steps: _Steps) -> tuple[dict[str, Any], ...]:
     with steps.step(f"measure warm calls, {WARM_CALLS:,} to a worker that sleeps before each"):
         warm = measure.warm(session, ECHO_BYTES, WARM_CALLS)
     with steps.step(f"measure cold starts, {COLD_ROUNDS} with a new lease and worker each"):
-        cold = measure.cold(session, COLD_ROUNDS, COLD_PAUSE_S)
+        cold = measure.cold(session, COLD_ROUNDS)
     return hot, warm, cold
 
 

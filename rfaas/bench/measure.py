@@ -141,11 +141,11 @@ def _warm(raw: array[int], native: array[int], python: array[int]) -> dict[str, 
     }
 
 
-def cold(session: Session, rounds: int, pause_s: float) -> dict[str, object]:
+def cold(session: Session, rounds: int, pause_s: float = 0.0) -> dict[str, object]:
     """From asking a running executor for a lease to the first result, and each step of it.
 
-    Each is asked for `pause_s` after the one before was given back: what that has left to do on
-    the node, such as a new worker that waits in its place, is not in the way then.
+    Each is asked for `pause_s` after the one before was given back.  With some of it, what that
+    left to do on the node is not in the way, but nothing is in the processor's caches either.
     """
     steps: dict[str, list[float]] = {}
     transport = isolation = ""
