@@ -103,7 +103,7 @@ class Pool:
         self._levels = Levels(zygote.node, {})
         self._zygote = Zygote(zygote.pid, zygote.sock, lost)
         private = config.name == PRIVATE
-        self._warm = Warm(zygote.node, self._zygote, clock, aloud=private)
+        self._warm = Warm(zygote.node, self._zygote, clock, private=private)
         self._keep = Keep(config, len(lent.cpus), self._zygote, clock)
         self._shapes: dict[int, tuple[Shape, Owner]] = {}  # of workers, by number
         self._processes: dict[int, WorkerProcess] = {}

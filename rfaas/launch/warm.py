@@ -28,15 +28,17 @@ class Warm:
     """The waiting workers of a node.
 
     Args:
-        aloud: as for `Output`.
+        private: for one client, who may want no second lease: none waits before he does.  What
+            they write is passed on to our own stderr.
     """
 
-    def __init__(self, node: SandboxConfig, zygote: Zygote, clock: Clock, *, aloud: bool) -> None:
+    def __init__(self, node: SandboxConfig, zygote: Zygote, clock: Clock, *, private: bool) -> None:
         self._size = node.pool
         self._age_s = node.pool_age_s
         self._zygote = zygote
         self._clock = clock
-        self._aloud = aloud
+        self._private = private
+        self._wanted: set[str] = set()  # levels that leases have wanted
         self._until_s: dict[str, float] = {}  # until when workers of a level wait
         self._spares: dict[str, list[Spare]] = {level: [] for level in LEVELS}
         self._filling: asyncio.Task[None] | None = None
@@ -48,7 +50,9 @@ class Warm:
         Args:
             always: whether anybody wants them or not.
         """
-        if level in LEVELS:
+        is_first = level not in self._wanted
+        self._wanted.add(level)
+        if level in LEVELS and not (self._private and is_first):
             until_s = float("inf") if always else self._clock.monotonic_s() + self._age_s
             self._until_s[level] = max(until_s, self._until_s.get(level, 0.0))
             self._fill()
@@ -111,7 +115,7 @@ class Warm:
         while (level := self._short()) is not None:
             output = None
             try:
-                output = Output(aloud=self._aloud)
+                output = Output(aloud=self._private)
                 order = SpawnWorker(isolation=level)
                 pid, death, link = await self._zygote.spawn(order, output.fd)
                 output.started()
