@@ -102,9 +102,9 @@ class AsyncLink:
 
     @property
     def is_over(self) -> bool:
-        """Whether the peer, which has nothing to say yet, is known to be gone."""
+        """Whether the peer, which has nothing to say yet, is known to be gone, or says it."""
         try:
-            return self._closed or self._carrier.wait(0.0)
+            return self._closed or bool(self._inbox) or self._carrier.wait(0.0)
         except OSError:
             return True
 

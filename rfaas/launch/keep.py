@@ -21,6 +21,7 @@ from rfaas.clock import Clock
 from rfaas.config import ExecutorConfig
 from rfaas.control.aio import AsyncLink
 from rfaas.core.keeping import Keeping, Shape
+from rfaas.core.supervisor import LeaseOnNode
 from rfaas.errors import PeerLostError, RfaasError
 from rfaas.launch.node import memory_of
 from rfaas.launch.workers import Spare, Zygote
@@ -63,6 +64,20 @@ def owner_of(
     return Owner(name, frozenset(shown))
 
 
+def shape_of(request: StartWorker, lease: LeaseOnNode, transport: str, *, ring_fed: bool) -> Shape:
+    """What another lease must have in common with this one, to have its worker."""
+    return Shape(
+        sha256=request.sha256,
+        isolation=lease.claims.isolation,
+        transport=transport,
+        ring_fed=ring_fed,
+        lanes=len(lease.cpus),
+        memory_bytes=lease.claims.memory_bytes,
+        slots=request.slots,
+        slot_bytes=request.slot_bytes,
+    )
+
+
 class Keep:
     """See the module's docstring; `cores` are those that the node lends."""
 
@@ -100,7 +115,8 @@ class Keep:
         now = self._clock.monotonic_s
         while (number := self._book.take(shape, owner.name, owner.former, now())) is not None:
             spare, stopped = self._kept.pop(number)
-            if not stopping.is_stopped(stopped.stopped, stopped.cpu_ticks):
+            is_stopped = stopping.is_stopped(stopped.stopped, stopped.cpu_ticks)
+            if not is_stopped or spare.link.is_over:
                 self._drop(spare)
                 continue
             try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 
+from rfaas.errors import RfaasError
 from rfaas.launch.service import is_journal, marked
 from rfaas.terminal import harmless
 
@@ -25,11 +26,18 @@ class Quoting(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         if isinstance(record.args, tuple):
-            record.args = tuple(
-                harmless(one).replace("\n", "\\n") if isinstance(one, str) else one
-                for one in record.args
-            )
+            record.args = tuple(_quoted(one) for one in record.args)
         return True
+
+
+def _quoted(value: object) -> object:
+    """Text as one line; an error's hint has a line of its own."""
+    if isinstance(value, RfaasError):
+        hint = f"\nhint: {_quoted(value.hint)}" if value.hint else ""
+        return f"{_quoted(value.text)}{hint}"
+    if isinstance(value, (str, BaseException)):
+        return harmless(str(value)).replace("\n", "\\n")
+    return value
 
 
 class PlainFormatter(logging.Formatter):

@@ -40,7 +40,7 @@ from rfaas.errors import (
 from rfaas.launch.accounts import Accounts
 from rfaas.launch.apart import WorkerApart
 from rfaas.launch.deaths import crash_cause, exit_text
-from rfaas.launch.keep import Keep, Owner
+from rfaas.launch.keep import Keep, Owner, shape_of
 from rfaas.launch.levels import DEFAULT, Levels
 from rfaas.launch.libraries import Libraries
 from rfaas.launch.meter import Meter
@@ -206,43 +206,43 @@ class Pool:
         process = self._process(worker.number, request, lease, transport)
         self._processes[worker.number] = process
         process.steps = steps or process.steps
-        if transport == "verbs":
-            process.account = self._accounts.open(host, len(lease.cpus))
-        if lease.gpus or lease.claims.shared:  # it would hold them on, or be in others' way
-            owner = owner._replace(keeps=False)
-        ring_fed = transport != "verbs" or isinstance(process, WorkerApart)
-        shape = _shape(request, lease, transport, ring_fed=ring_fed)
-        self._shapes[worker.number] = shape, owner
-        order = SpawnWorker(
-            isolation=lease.claims.isolation,
-            limits=Limits(
-                lanes=len(lease.cpus),
-                memory_bytes=lease.claims.memory_bytes,
-                shared_bytes=windows_bytes,
-                locked_bytes=0 if ring_fed else windows_bytes,
-                processes=self._node.processes,
-                open_files=self._node.open_files,
-                file_bytes=self._node.file_size,
-            ),
-            cpus=lease.cpus,
-            container=container,
-            gpus=tuple(self.gpus[name] for name in lease.gpus),
-        )
-        task = LoadLibrary(
-            ring_bytes=process.ring_bytes,
-            cpus=lease.cpus,
-            hot_timeout_ms=0 if lease.claims.shared else request.hot_timeout_ms,
-            isolation=order.isolation,
-            limits=order.limits,
-            degrade=tuple(self._node.degrade.split()),
-            transport=transport,
-            host=host,
-            counts=process.account.place if process.account is not None else None,
-            turns=len(lease.places) if lease.claims.shared else 0,
-        )
-        process.turns = self._turns.open(lease.places) if task.turns else []
-        process.steps.done("open")
         try:
+            if transport == "verbs":
+                process.account = self._accounts.open(host, len(lease.cpus))
+            if lease.gpus or lease.claims.shared:  # it would hold them on, or be in others' way
+                owner = owner._replace(keeps=False)
+            ring_fed = transport != "verbs" or isinstance(process, WorkerApart)
+            shape = shape_of(request, lease, transport, ring_fed=ring_fed)
+            self._shapes[worker.number] = shape, owner
+            order = SpawnWorker(
+                isolation=lease.claims.isolation,
+                limits=Limits(
+                    lanes=len(lease.cpus),
+                    memory_bytes=lease.claims.memory_bytes,
+                    shared_bytes=windows_bytes,
+                    locked_bytes=0 if ring_fed else windows_bytes,
+                    processes=self._node.processes,
+                    open_files=self._node.open_files,
+                    file_bytes=self._node.file_size,
+                ),
+                cpus=lease.cpus,
+                container=container,
+                gpus=tuple(self.gpus[name] for name in lease.gpus),
+            )
+            task = LoadLibrary(
+                ring_bytes=process.ring_bytes,
+                cpus=lease.cpus,
+                hot_timeout_ms=0 if lease.claims.shared else request.hot_timeout_ms,
+                isolation=order.isolation,
+                limits=order.limits,
+                degrade=tuple(self._node.degrade.split()),
+                transport=transport,
+                host=host,
+                counts=process.account.place if process.account is not None else None,
+                turns=len(lease.places) if lease.claims.shared else 0,
+            )
+            process.turns = self._turns.open(lease.places) if task.turns else []
+            process.steps.done("open")
             kept = await self._keep.take(shape, owner, order)
             process.was_kept = kept is not None
             process.spare = kept or self._warm.take(order)
@@ -414,6 +414,8 @@ class Pool:
     async def _end(self, worker: Worker, process: WorkerProcess, reason: str) -> None:
         """Kill a worker that did not come up, and wait until it is gone."""
         if not process.pid:
+            if process.spare is not None:  # it has waited, or was kept, for nothing
+                self._zygote.kill(process.spare.pid)
             self._finish(worker, process, "it was never started")
         elif not process.gone.is_set():
             worker.state, worker.reason = "stopping", worker.reason or reason
@@ -477,16 +479,3 @@ class Pool:
                     self._exited(action.lease, action.worker, action.text)
                 case Over():
                     self._over(action)
-
-
-def _shape(request: StartWorker, lease: LeaseOnNode, transport: str, *, ring_fed: bool) -> Shape:
-    return Shape(
-        sha256=request.sha256,
-        isolation=lease.claims.isolation,
-        transport=transport,
-        ring_fed=ring_fed,
-        lanes=len(lease.cpus),
-        memory_bytes=lease.claims.memory_bytes,
-        slots=request.slots,
-        slot_bytes=request.slot_bytes,
-    )

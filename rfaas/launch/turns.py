@@ -2,14 +2,16 @@
 
 A lane may call only while it holds the lock of its processor (flock(2), native/lane.c), which
 the kernel takes from it when its process is gone, however it ends.  Each lane gets an open file
-of its own, of its own processor and for reading alone: what it can do to others is to hold
-that lock.
+of its own, of its own processor, of a file that is sealed against everything: what it can do
+to others is to hold that lock.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+
+from rfaas.transport import ring
 
 
 class Turns:
@@ -24,7 +26,7 @@ class Turns:
         try:
             for place in places:
                 if place not in self._files:
-                    self._files[place] = os.memfd_create(f"rfaas-turn-{place}", os.MFD_CLOEXEC)
+                    self._files[place] = ring.sealed(f"rfaas-turn-{place}", [], 0, never=True)
                 # By its name: a lock belongs to an open file, so each lane has one of its own.
                 path = f"/proc/self/fd/{self._files[place]}"
                 opened.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))

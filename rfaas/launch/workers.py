@@ -483,6 +483,10 @@ class WorkerProcess:
             self.meter.close()
         if self._link is not None:
             await self._link.close()
+        elif self.spare is not None and not self.pid:
+            await self.spare.link.close()
+        if self.output is not None and not self.pid:
+            self.output.close()
         for fd in (self.rings_fd, self._account_fd):
             if fd >= 0:
                 os.close(fd)

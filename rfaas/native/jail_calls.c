@@ -23,6 +23,9 @@
 #define COUNT_OF(array) (sizeof(array) / sizeof *(array))
 #define NAMESPACES 0x7e020000u /* CLONE_NEWNS, CGROUP, UTS, IPC, USER, PID, NET: clone(2) */
 #define PROGRAM_MAX 512
+#ifndef PR_SCHED_CORE
+#define PR_SCHED_CORE 62 /* linux/prctl.h of Linux 5.14 */
+#endif
 #define CALLS_KNOWN 463 /* asm-generic/unistd.h of Linux 6.10; newer ones do not exist in here */
 
 #if defined(__x86_64__)
@@ -42,7 +45,7 @@ static const uint16_t allowed[] = {
     /* threads and processes; clone is looked at below */
     SYS_exit, SYS_exit_group, SYS_wait4, SYS_waitid, SYS_futex, SYS_set_tid_address,
     SYS_set_robust_list, SYS_get_robust_list, SYS_rseq, SYS_gettid, SYS_getpid, SYS_getppid,
-    SYS_getpgid, SYS_getsid, SYS_setpgid, SYS_setsid, SYS_prctl, SYS_sched_yield,
+    SYS_getpgid, SYS_getsid, SYS_setpgid, SYS_setsid, SYS_sched_yield,
     SYS_sched_getaffinity, SYS_sched_setaffinity, SYS_sched_getparam, SYS_sched_getscheduler,
     SYS_sched_get_priority_max, SYS_sched_get_priority_min, SYS_getpriority, SYS_getcpu,
     SYS_getrlimit, SYS_setrlimit, SYS_prlimit64, SYS_getrusage, SYS_times, SYS_restart_syscall,
@@ -62,8 +65,7 @@ static const uint16_t allowed[] = {
     SYS_getcwd, SYS_chdir, SYS_fchdir, SYS_flock, SYS_ftruncate, SYS_fallocate,
     SYS_fsync, SYS_fdatasync, SYS_umask, SYS_fadvise64, SYS_readahead, SYS_copy_file_range,
     SYS_sendfile, SYS_splice, SYS_tee,
-    SYS_unlinkat, SYS_mkdirat, SYS_renameat2, SYS_symlinkat, SYS_linkat, SYS_fchmod, SYS_fchmodat,
-    SYS_utimensat, SYS_truncate,
+    SYS_unlinkat, SYS_mkdirat, SYS_renameat2, SYS_symlinkat, SYS_linkat, SYS_truncate,
 #ifdef SYS_close_range
     SYS_close_range,
 #endif
@@ -81,7 +83,7 @@ static const uint16_t allowed[] = {
     SYS_arch_prctl, SYS_open, SYS_stat, SYS_lstat, SYS_access, SYS_readlink, SYS_poll, SYS_select,
     SYS_pipe, SYS_dup2, SYS_fork, SYS_vfork, SYS_getpgrp, SYS_alarm, SYS_pause, SYS_epoll_create,
     SYS_epoll_wait, SYS_eventfd, SYS_signalfd, SYS_time, SYS_getdents, SYS_unlink, SYS_mkdir,
-    SYS_rmdir, SYS_rename, SYS_creat, SYS_link, SYS_symlink, SYS_chmod, SYS_renameat,
+    SYS_rmdir, SYS_rename, SYS_creat, SYS_link, SYS_symlink, SYS_renameat,
 #endif
 };
 
@@ -92,6 +94,7 @@ static const uint16_t network_calls[] = {SYS_connect, SYS_bind, SYS_listen, SYS_
 #endif
 };
 
+static const uint32_t refused_commands[] = {F_SETLEASE, F_NOTIFY, F_SETPIPE_SZ};
 static const uint32_t terminal_requests[] = {TCGETS, FIONREAD, FIONBIO, FIOCLEX};
 
 #define LOAD(field) BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, field))
@@ -131,10 +134,17 @@ int jail_seccomp(unsigned opens, const char **what) {
     PUT(UNLESS(AF_UNIX, 1));
     PUT(ANSWER(SECCOMP_RET_ALLOW));
     PUT(ANSWER(REFUSED(EPERM)));
-    /* Room of pipes is counted by user, and so shared with others: pipe(7). */
-    PUT(UNLESS(SYS_fcntl, 4));
+    /* What reaches others: pipes' room is counted by user, see pipe(7); files may be theirs, too. */
+    PUT(UNLESS(SYS_fcntl, 2 + 2 * COUNT_OF(refused_commands)));
     PUT(LOAD(args[1]));
-    PUT(UNLESS(F_SETPIPE_SZ, 1));
+    for (size_t i = 0; i < COUNT_OF(refused_commands); i++) {
+        PUT(UNLESS(refused_commands[i], 1));
+        PUT(ANSWER(REFUSED(EPERM)));
+    }
+    PUT(ANSWER(SECCOMP_RET_ALLOW));
+    PUT(UNLESS(SYS_prctl, 4));
+    PUT(LOAD(args[0]));
+    PUT(UNLESS(PR_SCHED_CORE, 1)); /* it would have the sibling's lease wait */
     PUT(ANSWER(REFUSED(EPERM)));
     PUT(ANSWER(SECCOMP_RET_ALLOW));
     if (opens & JAIL_NETWORK) {

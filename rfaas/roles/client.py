@@ -135,7 +135,10 @@ def _check_size(name: str, size_bytes: int) -> None:
 
 def _write_output(name: str | None, result: memoryview) -> None:
     if name is None:
-        sys.stdout.buffer.write(result)
+        is_seen = sys.stdout.isatty()  # a stranger's word, too
+        sys.stdout.buffer.write(
+            terminal.Harmless().feed(bytes(result), last=True) if is_seen else result
+        )
         sys.stdout.buffer.flush()
         return
     try:

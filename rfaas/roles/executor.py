@@ -107,12 +107,11 @@ class Executor:
             isolation=(),  # the zygote says it
             oversubscribe=config.oversubscribe,
         )
-        welcome = m.Welcome(version=m.PROTOCOL_VERSION, role="executor", name=config.name)
-        self._welcome = welcome
+        self._welcome = m.Welcome(version=m.PROTOCOL_VERSION, role="executor", name=config.name)
         self._ready = ready
         self._lost = lost
         self._authority: Authority = OwnAuthority(self._node, clock)
-        self.listener = Listener(welcome, self._serve)
+        self.listener = Listener(self._welcome, self._serve)
 
     async def start(
         self, private: socket.socket | None, waiting: Callable[[str], None]
@@ -303,7 +302,7 @@ class Executor:
     def _keep_granted(self, client: Client, lease: str) -> None:
         """Its cores are free again when the client goes before it has opened the lease."""
         self._granted[lease] = client
-        if len(self._granted) > self._node.cores:  # no more can be live: the oldest has expired
+        if len(self._granted) > self._node.cores * self._node.oversubscribe:  # the oldest is over
             del self._granted[next(iter(self._granted))]
 
     async def _open(self, client: Client, request: m.OpenLease, wanted: str = "") -> m.LeaseOpened:
@@ -340,8 +339,9 @@ class Executor:
             self._clients.pop(request.lease, None)
             await self._pool.close_lease(request.lease, "released")
             return m.Done()
+        reply = await self._authority.answer(request, client.link.nonce)  # or it was not its own
         self._granted.pop(request.lease, None)
-        return await self._authority.answer(request, client.link.nonce)
+        return reply
 
     async def _start_worker(
         self, client: Client, request: m.StartWorker

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 CORE_BYTES = 1
 # Its user is shared with others, who would have none left for their timers: sigqueue(3).
 SIGNALS = 1024
+# Descriptors on their way (scm(7)) are counted by user, too, against the limit of who sends.
+FILES_SENT = 512
+FILES_MIN = 32  # sandbox.open_files
 # What a worker needs before the function allocates anything, beside its lanes' stacks.
 _BASE_BYTES = 256 * 1024 * 1024
 _STACK_BYTES = 8 * 1024 * 1024  # of a thread where the stack's size has no limit; more than glibc's
@@ -39,7 +43,7 @@ def wanted(limits: Limits, *, whole: bool) -> Iterator[tuple[str, int, int]]:
     yield "core dumps", resource.RLIMIT_CORE, CORE_BYTES
     yield "pending signals", resource.RLIMIT_SIGPENDING, SIGNALS
     if limits.open_files:
-        yield "open files", resource.RLIMIT_NOFILE, limits.open_files
+        yield "open files", resource.RLIMIT_NOFILE, min(limits.open_files, _files_max())
     if limits.file_bytes:
         yield "files' size", resource.RLIMIT_FSIZE, limits.file_bytes
     # A stack is counted in full, touched or not: pthread_create(3) maps it at once.
@@ -50,6 +54,12 @@ def wanted(limits: Limits, *, whole: bool) -> Iterator[tuple[str, int, int]]:
         yield "mapped memory", resource.RLIMIT_AS, base_bytes + limits.shared_bytes
     if limits.processes and whole:  # of this user in this user namespace, the worker's own
         yield "processes", resource.RLIMIT_NPROC, limits.processes + limits.lanes + 2
+
+
+def _files_max() -> int:
+    """So many that the executor, where it is the same user, has room left for those it sends."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    return sys.maxsize if hard == resource.RLIM_INFINITY else max(FILES_MIN, hard - FILES_SENT)
 
 
 def stack_bytes() -> int:

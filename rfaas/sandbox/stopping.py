@@ -27,6 +27,8 @@ def stop(pid: int) -> tuple[int, int]:
         OSError: it is gone, or the kernel does not list children (CONFIG_PROC_CHILDREN).
     """
     os.kill(pid, signal.SIGSTOP)
+    if started := children(pid):  # vfork(2) would have us wait in vain
+        raise SystemCallError(f"{len(started)} processes that it has started are still there")
     give_up_at = time.monotonic() + STOP_TIMEOUT_S
     while not _are_stopped(pid):
         if time.monotonic() > give_up_at:

@@ -14,6 +14,7 @@ from rfaas.errors import SystemCallError
 from rfaas.proto import wire
 
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+NEVER = SEALS | fcntl.F_SEAL_WRITE
 _HEADER = struct.Struct("<4IQI")
 
 
@@ -37,8 +38,20 @@ def create_account(lanes: int) -> int:
     return sealed("rfaas-account", [], lanes * wire.ACCOUNT_LANE_BYTES)
 
 
-def sealed(name: str, parts: list[tuple[int, bytes]], size: int, *, final: bool = True) -> int:
-    """A memory file of `size` bytes with `parts` at their offsets; if `final`, its size is."""
+def sealed(
+    name: str,
+    parts: list[tuple[int, bytes]],
+    size: int,
+    *,
+    final: bool = True,
+    never: bool = False,
+) -> int:
+    """A memory file of `size` bytes with `parts` at their offsets.
+
+    Args:
+        final: whether its size is.
+        never: whether nobody may write to it any more.
+    """
     fd = -1
     try:
         fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
@@ -46,7 +59,7 @@ def sealed(name: str, parts: list[tuple[int, bytes]], size: int, *, final: bool 
         for offset, part in parts:
             os.pwrite(fd, part, offset)
         if final:
-            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, NEVER if never else SEALS)
     except (OSError, OverflowError) as error:
         if fd >= 0:
             os.close(fd)

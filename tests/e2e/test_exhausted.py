@@ -10,7 +10,7 @@ import pytest
 from rfaas.client import Lease
 from rfaas.errors import CapacityError, SystemCallError, WorkerCrashedError
 from rfaas.proto.messages import LeaseGranted, RequestLease
-from tests.harness.processes import Child, descendants, until
+from tests.harness.processes import Child, descendants, until, workers_of
 from tests.harness.site import Site
 
 LANES_MAX = 32
@@ -28,13 +28,23 @@ def executor_of(site: Site) -> Child:
     return site.start("executor", "--resource-manager", "none")
 
 
-def test_no_descriptors_for_a_worker(site: Site, hostile: Path) -> None:
-    """Whatever of its start fails, the client is told at once, and a later call succeeds."""
-    site.set(executor__workers_crashed_max=1000)
+@pytest.mark.parametrize(
+    ("pool", "shared", "level"),
+    [(0, False, "process"), (1, False, "none"), (1, False, "sandbox"), (0, True, "sandbox")],
+)
+def test_no_descriptors_for_a_worker(
+    site: Site, hostile: Path, pool: int, shared: bool, level: str
+) -> None:
+    """Whatever of its start fails, the client is told at once, and a later call succeeds.
+
+    Nothing is left of what was begun: no worker that had waited for it, no core.
+    """
+    site.set(executor__workers_crashed_max=1000, sandbox__pool=pool, sandbox__levels=level)
+    site.set(lease__isolation=level, executor__oversubscribe=2)
     executor = executor_of(site)
     with (
         site.session(client__executor=site.address("executor")) as session,
-        session.lease(library=hostile) as lease,
+        session.lease(library=hostile, shared=shared) as lease,
     ):
         with pytest.raises(WorkerCrashedError):
             lease.call("crash_segv")
@@ -49,6 +59,13 @@ def test_no_descriptors_for_a_worker(site: Site, hostile: Path) -> None:
                 refused.append(error.text)
         assert refused
         assert all("Too many open files" in text for text in refused)
+        limit(executor.pid, resource.RLIMIT_NOFILE, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+        assert lease.call("empty_output") == b""
+        until(lambda: len(workers_of(executor.pid)) == 1 + pool, "the end of all other workers")
+        lease.close()
+        until(lambda: len(workers_of(executor.pid)) == pool, "the end of its worker")
+        with session.lease(cores="all", library=hostile) as again:
+            assert again.call("empty_output") == b""
 
 
 def test_no_descriptors_for_a_connection(site: Site, shipped: Path) -> None:

@@ -244,6 +244,12 @@ def test_no_function_steers_a_terminal(
     assert_harmless(on_a_terminal(site, *words, stdin=EVIL))
 
 
+def test_no_result_steers_a_terminal(site: Site, shipped: Path) -> None:
+    """Into a pipe it goes as it is."""
+    assert_harmless(on_a_terminal(site, "call", shipped, "echo", "-", stdin=EVIL))
+    assert site.run("call", shipped, "echo", "-", stdin=EVIL).stdout == EVIL
+
+
 def test_no_client_steers_a_terminal(site: Site, printer: Path) -> None:
     """One that another program made calls itself what it likes; ours is kept to few characters."""
     site.start("all")

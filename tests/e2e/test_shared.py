@@ -73,6 +73,18 @@ def is_busy(lease: Lease) -> bool:
     return False
 
 
+@pytest.mark.parametrize("level", ["sandbox"])
+def test_nothing_can_be_left_in_its_lock(session: Session, libraries: Path, level: str) -> None:
+    """The file of it is everybody's who has that processor."""
+    attacks = build_library(libraries, "attacks")
+    with session.lease(cores=1, library=attacks, shared=True, isolation=level) as lease:
+        text = bytes(lease.call("leave_in_files")).decode()
+    *answers, files = text.splitlines()
+    assert files == "files: 1"
+    assert len(answers) == 3
+    assert all(line.endswith(": EPERM") for line in answers)
+
+
 def test_a_busy_processor_is_waited_for(session: Session, held: Path, gate: Gates) -> None:
     with (
         session.lease(cores=1, library=held, shared=True) as first,

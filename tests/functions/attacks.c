@@ -250,6 +250,26 @@ ATTACK(trace)
     outcome(to, "process_vm_readv", syscall(SYS_process_vm_readv, 1, &own, 1, &other, 1, 0));
 }
 
+/* Files of memory that others may have as well: their bytes, and who may open them. */
+ATTACK(leave_in_files)
+{
+    int files = 0;
+    for (int fd = 3; fd < 256; fd++) {
+        struct stat found;
+        char path[64];
+        if (fstat(fd, &found) || !S_ISREG(found.st_mode))
+            continue;
+        files++;
+        snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+        const int again = open(path, O_RDWR);
+        outcome(to, "write", again < 0 ? -1 : write(again, "x", 1));
+        outcome(to, "close it to others", fchmod(fd, 0));
+        outcome(to, "lend it", fcntl(fd, F_SETLEASE, F_RDLCK));
+        close(again);
+    }
+    say(to, "files: %d\n", files);
+}
+
 /* What the kernel counts by user, and so for its neighbours, too. */
 ATTACK(use_up_quotas)
 {
