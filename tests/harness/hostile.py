@@ -58,8 +58,8 @@ class Node:
         children = [p for p in descendants(self.executor.pid) if parent_of(p) == self.executor.pid]
         (self.pid,) = children
         (self.zygote,) = (p for p in descendants(self.pid) if parent_of(p) == self.pid)
-        started = Path(f"/proc/{self.zygote}/stat").read_text().rpartition(")")[2].split()[19]
-        self.groups = f"-{started}-"  # sandbox/cgroups.py, name_of
+        # By its process namespace, its own: sandbox/cgroups.py, name_of.
+        self.groups = f"rfaas-{os.stat(f'/proc/{self.zygote}/ns/pid').st_ino}-"
         self.session: Session = site.session(
             client__executor=site.address("executor"), lease__isolation=level
         )
@@ -105,7 +105,8 @@ class Node:
             if self.status == 0:
                 os.kill(self.pid, signal.SIGTERM)
             assert self.executor.wait() == self.status, self.executor.stderr
-            assert groups_left(self.groups) == []
+            left = groups_left(self.groups)
+            assert left == [], f"control groups left: {left}"
 
 
 def over(log: str, lease: str) -> dict[str, float]:

@@ -180,7 +180,7 @@ class Site:
             assert status in (0, -signal.SIGTERM), text
         if not self.killed:
             left = sorted(self.runtime.glob("*.sock")) if self.runtime.exists() else []
-            assert left == [], "sockets left behind"
+            assert left == [], f"sockets left behind: {left}"
 
     def _started(self, command: list[str], name: str) -> Child:
         log = self.path / f"{name}-{len(self.children)}.log"

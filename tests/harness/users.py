@@ -24,7 +24,23 @@ AS_USER = ("setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups")
 
 def program_for_all() -> tuple[str, ...]:
     """The words before a role's command that have any user run it."""
-    return (*AS_USER, _python_for_all(), "-I", "-S", "-X", "rfaas")
+    return (*_shown(TREE), *AS_USER, _python_for_all(), "-I", "-S", "-X", "rfaas")
+
+
+def _shown(tree: Path) -> tuple[str, ...]:
+    """The words before a command for which a tree lies where any user may pass.
+
+    A clone in root's home does not: for that command alone, something else lies over the home.
+    """
+    closed = next((one for one in reversed(tree.parents) if not one.stat().st_mode & 0o001), None)
+    if closed is None:
+        return ()
+    show = (
+        'mount --bind "$1" /mnt && mount -t tmpfs -o mode=755 tree "$2" && mkdir -p "$1" && '
+        'mount --move /mnt "$1" && shift 2 && exec "$@"'
+    )
+    own = ("unshare", "--mount", "--propagation", "private", "sh", "-c", show, "sh")
+    return (*own, str(tree), str(closed))
 
 
 def _python_for_all() -> str:
@@ -32,7 +48,11 @@ def _python_for_all() -> str:
     own = os.path.realpath(TREE / ".venv/bin/python")
     asked = "import os, sys; sys.exit(not os.access(sys.executable, os.X_OK))"
     for python in (own, shutil.which(os.path.basename(own), path="/usr/bin:/usr/local/bin")):
-        if python and subprocess.run([*AS_USER, python, "-c", asked], check=False).returncode == 0:
+        command = [*_shown(TREE), *AS_USER, str(python), "-c", asked]
+        if (
+            python
+            and subprocess.run(command, check=False, stderr=subprocess.DEVNULL).returncode == 0
+        ):
             return python
     pytest.skip(f"user {USER} may not run {own}, and /usr/bin has no Python of its version")
 
