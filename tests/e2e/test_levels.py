@@ -11,7 +11,7 @@ import pytest
 
 from rfaas.errors import CapacityError
 from tests.functions.build import build_library
-from tests.harness.hostile import groups_left
+from tests.harness.hostile import groups_left, groups_of
 from tests.harness.processes import descendants, until, workers_of
 from tests.harness.site import Site
 
@@ -221,14 +221,12 @@ def test_groups_go_with_their_workers(site: Site, counter: Path) -> None:
     site.set(lease__isolation="sandbox")
     executor = site.start("executor", "--resource-manager", "none")
     (zygote,) = descendants(executor.pid)
-    started = Path(f"/proc/{zygote}/stat").read_text().rpartition(")")[2].split()[19]
+    its = groups_of(zygote)
     with site.session(client__executor=site.address("executor")) as session:
         with session.lease(library=counter) as lease:
             if "cgroup" in lease.lacks:
                 pytest.skip("no control group can be written here")
-            groups = groups_left(f"-{started}-")  # one of them is ready for the next lease
+            groups = groups_left(its)  # one of them is ready for the next lease
             its_own = {path for path in groups if Path(path, "cgroup.procs").read_text()}
             assert its_own
-        until(
-            lambda: its_own.isdisjoint(groups_left(f"-{started}-")), "the end of the lease's groups"
-        )
+        until(lambda: its_own.isdisjoint(groups_left(its)), "the end of the lease's groups")

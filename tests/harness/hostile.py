@@ -58,8 +58,7 @@ class Node:
         children = [p for p in descendants(self.executor.pid) if parent_of(p) == self.executor.pid]
         (self.pid,) = children
         (self.zygote,) = (p for p in descendants(self.pid) if parent_of(p) == self.pid)
-        # By its process namespace, its own: sandbox/cgroups.py, name_of.
-        self.groups = f"rfaas-{os.stat(f'/proc/{self.zygote}/ns/pid').st_ino}-"
+        self.groups = groups_of(self.zygote)
         self.session: Session = site.session(
             client__executor=site.address("executor"), lease__isolation=level
         )
@@ -115,6 +114,14 @@ def over(log: str, lease: str) -> dict[str, float]:
         if match["lease"] == lease[:8]:
             return {key: float(match[key]) for key in ("calls", "executing_s", "polling_s")}
     return {}
+
+
+def groups_of(zygote: int) -> str:
+    """How the names of its groups begin, by its process namespace: sandbox/cgroups.py, name_of."""
+    place = Path(f"/proc/{zygote}")
+    inside = place.joinpath("status").read_text().partition("NSpid:")[2].split("\n")[0].split()[-1]
+    started = place.joinpath("stat").read_text().rpartition(")")[2].split()[19]
+    return f"rfaas-{place.joinpath('ns/pid').stat().st_ino}-{inside}-{started}-"
 
 
 def groups_left(part: str) -> list[str]:
