@@ -44,7 +44,7 @@ def test_no_descriptors_for_a_worker(
     executor = executor_of(site)
     with (
         site.session(client__executor=site.address("executor")) as session,
-        session.lease(library=hostile, shared=shared) as lease,
+        session.lease(library=hostile, shared=shared, keep_warm=False) as lease,
     ):
         with pytest.raises(WorkerCrashedError):
             lease.call("crash_segv")
